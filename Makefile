@@ -1,0 +1,51 @@
+# make demo | make test: each sets up its own .venv and needs nothing but Python >= 3.10.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install demo test test-slow check clean
+help:
+	@echo "make demo       train duo_predict on the built-in corpus, show a sample and a plot (minutes on 2 CPU cores)"
+	@echo "make test       the default tests"
+	@echo "make test-slow  the long ones too"
+	@echo "make check      lint and formatting"
+
+install: $(VENV)/.installed
+
+# On a CPU machine torch comes first and as its CPU build: one that lies on the machine, else PyTorch's own index;
+# a plain `torch` from PyPI pulls gigabytes of CUDA. On a CUDA machine the registry's build is the right one.
+$(VENV)/.installed: setup.py Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; Python >= 3.10 is needed (make PYTHON=/path/to/python ...)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is `$(PYTHON) -V 2>&1`; Python >= 3.10 is needed (make PYTHON=/path/to/python ...)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; some minutes)"
+	@if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then \
+	    $(BIN)/pip install -q 'torch>=2.11'; \
+	elif $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	else \
+	    $(BIN)/pip install -q 'torch==2.13.0+cpu' 2>/dev/null \
+	    || $(BIN)/pip install -q 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+	    || $(BIN)/pip install -q 'torch==2.13.0'; \
+	fi
+	@$(BIN)/pip install -q -e '.[wandb,plot,dev]'
+	@touch $@
+
+# No network is touched: --report_to none, the corpus is Python's own documentation, the tokenizer is trained on it.
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: install
+	$(BIN)/deepspeed train_ds.py --variant duo_predict --preset demo --report_to none --output_dir $(OUT) $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: install
+	$(BIN)/python -m pytest -q tests
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

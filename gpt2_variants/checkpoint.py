@@ -1,0 +1,128 @@
+"""Checkpoints that are complete or absent.
+
+DeepSpeed writes `latest` before all ranks are done, and loads whatever it finds. So: every checkpoint is written aside
+under a temporary tag, gets a manifest with the size and hash of each file, and is renamed; `latest` is replaced atomically.
+Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+def name_of(step: int) -> str:
+    """The folder name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def save(engine, root: Path, step: int, client_state: dict[str, Any], manifest: dict[str, Any], keep: int) -> None:
+    """Save `engine` as `root/step-...` on all ranks together, then prune to the newest `keep`.
+
+    Args:
+        client_state: what DeepSpeed is to hand back on loading; rank 0's counts.
+        manifest: readable facts to store beside the file list (what the run is, its world size).
+    """
+    temporary = root / (_TEMPORARY + name_of(step))
+    if dist.get_rank() == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(_TEMPORARY + "*"):
+            shutil.rmtree(stale)
+    dist.barrier()
+    engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+    if dist.get_rank() == 0:  # save_checkpoint ended with a barrier: the files of all ranks are there
+        _publish(temporary, root / name_of(step), {"step": step, **manifest})
+        _write_atomically(root / "latest", name_of(step))
+        _prune(root, keep)
+    dist.barrier()
+
+
+def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+        with path.open("rb") as f:
+            digest = _sha256(f)
+            os.fsync(f.fileno())
+        files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    _write_atomically(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+    if final.exists():  # a broken one of the same step, which this run fell back from
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+
+
+def _sha256(f) -> str:
+    digest = hashlib.sha256()
+    while block := f.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def _prune(root: Path, keep: int) -> None:
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder: a line; None if it is whole."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except FileNotFoundError:
+        return "has no manifest (it was not finished)"
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return "has a damaged manifest"
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+        with path.open("rb") as f:
+            if _sha256(f) != facts["sha256"]:
+                return f"{name} is damaged (its SHA-256 differs)"
+    return None
+
+
+def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint under `root`, or None; and a line for each newer one that is not."""
+    passed_over = []
+    for checkpoint in sorted(root.glob("step-*"), reverse=True):
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint, passed_over
+        passed_over.append(f"checkpoint {checkpoint}: {fault}; passed over")
+    return None, passed_over
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The facts stored with a checkpoint: "step", and what `save` was given."""
+    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+
+
+def load(engine, checkpoint: Path) -> dict[str, Any]:
+    """Load `checkpoint` into `engine` on all ranks; the client state it was saved with."""
+    path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if path is None:
+        raise RuntimeError(f"DeepSpeed could not load {checkpoint}")
+    return client_state

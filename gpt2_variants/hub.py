@@ -1,0 +1,71 @@
+"""What a run hands on: a folder that `from_pretrained` loads without this package."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from .registry import VARIANTS, Variant
+from .run import Run, RunRecord
+
+MASK_TOKEN = "<|MASK|>"
+
+
+def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokenizer, folder: Path) -> None:
+    """Write weights (float32 safetensors), config, generation config, tokenizer and model code to `folder`, whole or not at all.
+
+    Args:
+        state_dict: name -> weight, without the tied `lm_head.weight`.
+        tokenizer: the data's; gets `<|MASK|>` where the model has an entry for it.
+
+    Raises:
+        ValueError: `state_dict` lacks a weight of the model or has one too many.
+    """
+    with torch.device("meta"):
+        model = variant.model_class(config)
+    missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
+    if set(missing) - {"lm_head.weight"} or unexpected:
+        raise ValueError(f"weights do not fit {variant.name}: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    model.config.use_cache = True
+    model.config.dtype = torch.float32
+    model.generation_config.bos_token_id = config.bos_token_id
+    model.generation_config.eos_token_id = config.eos_token_id
+    _attach_code(variant, model)
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    if getattr(config, "mask_token_id", None) is not None:
+        tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer, aside))
+        if config.mask_token_id == len(tokenizer):
+            tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    tokenizer.save_pretrained(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(aside, folder)
+
+
+def _saved(tokenizer, folder: Path) -> Path:
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _attach_code(variant: Variant, model) -> None:
+    if variant.config_class.model_type == "gpt2":  # transformers' own GPT-2 loads it
+        model.config.architectures = ["GPT2LMHeadModel"]
+        return
+    variant.config_class.register_for_auto_class()
+    variant.model_class.register_for_auto_class("AutoModelForCausalLM")
+
+
+def finish(run: Run, trained) -> None:
+    """Export a finished run to `model/`, and say so in `run.json`."""
+    folder = Path(run.output_dir)
+    record = RunRecord(folder, writes=True)
+    try:
+        export(VARIANTS[run.variant], trained.config, trained.state_dict, trained.tokenizer, folder / "model")
+    except BaseException as err:
+        record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
+        raise
+    record.update(status="finished", reason=None)

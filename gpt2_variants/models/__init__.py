@@ -1,0 +1,1 @@
+"""The model code that travels to the Hub with an export: flat, and nothing but torch, transformers and siblings."""

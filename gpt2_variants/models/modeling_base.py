@@ -1,0 +1,258 @@
+"""What every variant shares: GPT-2 of `transformers`, opened at the places where the variants differ.
+
+Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import (
+    GPT2Attention,
+    GPT2LMHeadModel,
+    GPT2Model,
+    eager_attention_forward,
+)
+
+IGNORE_INDEX = -100  # a label that is not predicted, as everywhere in PyTorch and transformers
+LOSS_CHUNK_ROWS = 4096  # rows of logits alive at once: 4096 x 50,257 are 0.8 GB in float32
+
+
+class TokenScores(NamedTuple):
+    """How one stream of predictions did, prediction by prediction.
+
+    Attributes:
+        nll: (B, N) negative log-likelihood of the target in nats, float32 (float64 for a float64 model); 0 where ignored.
+        correct: (B, N) bool, the most probable token is the target; None unless asked for.
+        valid: (B, N) bool, False where the label was -100.
+    """
+
+    nll: torch.Tensor
+    correct: torch.Tensor | None
+    valid: torch.Tensor
+
+
+@dataclass
+class VariantOutput(CausalLMOutputWithCrossAttentions):
+    """`CausalLMOutputWithCrossAttentions` and, by stream of predictions ("next_token", for duo-predict also "infill"):
+
+    Attributes:
+        token_scores: stream -> `TokenScores`, when asked for by `return_token_scores=True`.
+    """
+
+    token_scores: dict[str, TokenScores] | None = None
+
+
+class LMHead(nn.Linear):
+    """The tied output projection, which can also score targets without materialising the (N, V) logits.
+
+    Scoring is a `forward` of this module, not a function over its weight, so that ZeRO stage 3 gathers the weight for it.
+    """
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, with_correct: bool = False
+    ) -> torch.Tensor | TokenScores:
+        """Logits (..., V) of `hidden` (..., E); or, given `targets` (B, N), the `TokenScores` of `hidden` (B, N, E).
+
+        The logits are formed `LOSS_CHUNK_ROWS` at a time in the model's dtype, the softmax is float32, and each
+        chunk is formed again in the backward pass. (torch 2.13's chunked `linear_cross_entropy` returns its loss in
+        the dtype of its input: 11.0096 becomes 10.75 in bf16.)
+        """
+        if targets is None:
+            return super().forward(hidden)
+        rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        chunks = []
+        for h, t in zip(rows.split(LOSS_CHUNK_ROWS), flat_targets.split(LOSS_CHUNK_ROWS), strict=True):
+            if torch.is_grad_enabled():
+                chunk = checkpoint(self._score, h, t, with_correct, use_reentrant=False, preserve_rng_state=False)
+            else:
+                chunk = self._score(h, t, with_correct)
+            chunks.append(chunk)
+        nll, correct, valid = zip(*chunks, strict=True)
+        return TokenScores(
+            nll=torch.cat(nll).view_as(targets),
+            correct=torch.cat(correct).view_as(targets) if with_correct else None,
+            valid=torch.cat(valid).view_as(targets),
+        )
+
+    def _score(self, h: torch.Tensor, t: torch.Tensor, with_correct: bool) -> TokenScores:
+        return score_logits(super().forward(h), t, with_correct)
+
+
+def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
+    """The `TokenScores` of `logits` (..., N, V) for `targets` (..., N), with the softmax in float32 or better."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    return TokenScores(
+        nll=nll.view_as(targets),
+        correct=logits.argmax(-1) == targets if with_correct else None,
+        valid=targets != IGNORE_INDEX,
+    )
+
+
+class VariantAttention(GPT2Attention):
+    """GPT-2's self-attention with the softmax part, `attend`, as a method of its own. Computes what GPT-2's does."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of `query` (B, H, Sq, D) over `key` and `value` (B, H, Sk, D): (B, Sq, H, D), and weights or None.
+
+        The backend is the user's choice (`attn_implementation`: sdpa, eager, flash); `attention_mask` is what
+        `transformers.masking_utils.create_causal_mask` makes for that backend.
+        """
+        backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        return backend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        past_key_values=None,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, S, E) -> (B, S, E) and the attention weights, if the backend gives them."""
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        mixed, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        return self.resid_dropout(self.c_proj(mixed.flatten(2))), weights
+
+
+class ScaledInit:
+    """GPT-2's initialisation, also where transformers would leave out a part of it."""
+
+    def _initialize_weights(self, module: nn.Module, *_) -> None:
+        # transformers takes classes outside its own package for code that does not know its init flags, and then skips
+        # modules without parameters of their own: GPT2Attention and GPT2MLP, whose turn is c_proj's 0.02 / sqrt(2 L).
+        super()._initialize_weights(module)
+
+
+class VariantModel(ScaledInit, GPT2Model):
+    """`GPT2Model` with the attention of its blocks replaced by `attention_class` (None: GPT-2's own)."""
+
+    attention_class: type[VariantAttention] | None = None
+
+    def __init__(self, config):
+        super().__init__(config)
+        if self.attention_class is not None:
+            for layer_idx, block in enumerate(self.h):
+                block.attn = self.attention_class(config, layer_idx=layer_idx)
+            self.post_init()  # initialises what was replaced
+
+
+class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
+    """`GPT2LMHeadModel` with `transformer_class` inside, and a loss that need not materialise the logits.
+
+    Weights, names, `generate()` and the results are those of `GPT2LMHeadModel`.
+    """
+
+    transformer_class: type[VariantModel] = VariantModel
+
+    def __init__(self, config):
+        # Not GPT2LMHeadModel's own __init__, which would build and initialise the stock blocks first.
+        super(GPT2LMHeadModel, self).__init__(config)
+        self.transformer = self.transformer_class(config)
+        self.lm_head = LMHead(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    @staticmethod
+    def positions(num_tokens: int) -> int:
+        """How many positions the blocks compute for a sequence of `num_tokens` training tokens."""
+        return num_tokens
+
+    def prediction_streams(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Stream -> final hidden states (B, N, E) and the targets (B, N) they are to predict.
+
+        `labels` (B, S) are aligned with `input_ids`, as in transformers: the shift to the next token happens here, once.
+        """
+        hidden = self.transformer(input_ids, **kwargs).last_hidden_state
+        return {"next_token": (hidden[:, :-1], labels[:, 1:])}
+
+    # The names are spelled out because generate() asks the signature whether a model takes position_ids.
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        return_token_scores: bool = False,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """As `GPT2LMHeadModel.forward`; and, for training and evaluation:
+
+        Args:
+            labels: (B, S) aligned with `input_ids`; -100 is ignored.
+            skip_logits: return the loss alone; the (B, S, V) logits are never materialised.
+            return_token_scores: return the scores of every prediction as well; implies `skip_logits`.
+            num_items_in_batch: the loss is the sum over the predictions divided by this number; by default by their count.
+
+        Raises:
+            ValueError: `skip_logits` or `return_token_scores` without `labels`.
+        """
+        if skip_logits or return_token_scores:
+            if labels is None:
+                raise ValueError("skip_logits and return_token_scores score labels: pass labels=input_ids")
+            streams = self.prediction_streams(
+                input_ids, labels, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+            )
+            scores = {
+                stream: self.lm_head(hidden, targets, with_correct=return_token_scores)
+                for stream, (hidden, targets) in streams.items()
+            }
+            loss = mean_loss(scores, num_items_in_batch)
+            return VariantOutput(loss=loss, token_scores=scores if return_token_scores else None)
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = num_items_in_batch
+        return super().forward(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def score(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> dict[str, TokenScores]:
+        """`TokenScores` of every stream for `input_ids` (B, S); `labels` are the input ids unless given."""
+        labels = input_ids if labels is None else labels
+        return self(input_ids, labels=labels, return_token_scores=True, **kwargs).token_scores
+
+
+def mean_loss(
+    scores: dict[str, TokenScores], num_items_in_batch: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """The mean over all predictions of all streams: a scalar, in nats. Ignored ones count in neither sum."""
+    total = sum(s.nll.sum() for s in scores.values())
+    if num_items_in_batch is None:
+        num_items_in_batch = sum(s.valid.sum() for s in scores.values())
+    return total / num_items_in_batch

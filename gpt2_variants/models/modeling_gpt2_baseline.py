@@ -1,0 +1,11 @@
+"""The baseline: GPT-2, unchanged. Its checkpoints are stock `GPT2LMHeadModel` checkpoints and load without this package."""
+
+from transformers import GPT2Config
+
+from .modeling_base import VariantLMHeadModel
+
+
+class GPT2BaselineLMHeadModel(VariantLMHeadModel):
+    """`GPT2LMHeadModel`, bit for bit, with the loss head that every variant shares."""
+
+    config_class = GPT2Config

@@ -1,0 +1,107 @@
+"""VARIANTS: every model that can be trained, by the name the command line knows it by."""
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+# The GPT-2 family (Radford et al., 2019, table 2; GPT2Config on the Hub), and a size for CPUs.
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"n_layer": 4, "n_embd": 192, "n_head": 6},
+    "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12},
+    "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16},
+    "gpt2-large": {"n_layer": 36, "n_embd": 1280, "n_head": 20},
+    "gpt2-xl": {"n_layer": 48, "n_embd": 1600, "n_head": 25},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the rest of the package needs to know of a variant.
+
+    Attributes:
+        name: as on the command line.
+        family: the idea it belongs to; groups runs in W&B and in reports.
+        summary: one line, for `list` and the README.
+        module: the file under `models/`.
+        model: its ...LMHeadModel class.
+        overrides: the config fields that make this variant of its family.
+        block_size: tokens per training sequence in the published recipe.
+        extra_vocabulary: entries the model needs beside the tokenizer's.
+    """
+
+    name: str
+    family: str
+    summary: str
+    module: str
+    model: str
+    overrides: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))
+    block_size: int = 1024
+    extra_vocabulary: int = 0
+
+    @property
+    def model_class(self) -> type:
+        """The ...LMHeadModel class. Imports torch and transformers."""
+        return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), self.model)
+
+    @property
+    def config_class(self) -> type:
+        """The config class of `model_class`."""
+        return self.model_class.config_class
+
+    def config_fields(self) -> dict[str, Any]:
+        """Name -> annotation of every config field that shapes the model: GPT-2's and the variant's own."""
+        from transformers import PreTrainedConfig
+
+        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+        own = (f for f in dataclasses.fields(self.config_class) if f.name not in general)
+        return {f.name: f.type for f in own if not f.name.startswith("summary_")}
+
+    def make_config(self, size: str, vocab_size: int, n_positions: int, **fields):
+        """The config at `size` for a tokenizer of `vocab_size` entries; `fields` win over everything.
+
+        Raises:
+            ValueError: from the config class, when a field does not fit.
+        """
+        values = {
+            **SIZES[size],
+            "vocab_size": vocab_size + self.extra_vocabulary,
+            "n_positions": n_positions,
+            **self.overrides,
+            **fields,
+        }
+        return self.config_class(**values)
+
+    def register(self) -> None:
+        """Make the Auto classes know the variant's `model_type`, unless transformers itself does."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if self.config_class.model_type not in CONFIG_MAPPING_NAMES:
+            AutoConfig.register(self.config_class.model_type, self.config_class, exist_ok=True)
+            AutoModelForCausalLM.register(self.config_class, self.model_class, exist_ok=True)
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            name="gpt2",
+            family="gpt2",
+            summary="the baseline: GPT-2 as it is",
+            module="modeling_gpt2_baseline",
+            model="GPT2BaselineLMHeadModel",
+        ),
+        Variant(
+            name="duo_predict",
+            family="duo_predict",
+            summary="every token predicted twice: from its past, and from its past and its right neighbour",
+            module="modeling_duo_predict",
+            model="DuoPredictGPT2LMHeadModel",
+            overrides=MappingProxyType({"leak_free": True}),
+            block_size=512,
+            extra_vocabulary=1,
+        ),
+    )
+}

@@ -1,0 +1,516 @@
+"""What a run is: one frozen dataclass, from which the command line derives, and the DeepSpeed config it resolves to.
+
+All faults of a run are collected and raised at once, before any model is built.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .data import check_source
+from .registry import SIZES, VARIANTS, Variant
+
+DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+
+# What `experimental_setup.md` and `variants.md` fix (seed), and a model that trains within minutes on 2 CPU cores (demo).
+# Batch, optimizer, clipping and precision of the seed recipe stand in ds_configs/.
+PRESETS: dict[str, dict[str, Any]] = {
+    "seed": {
+        "size": "gpt2-medium",
+        "dataset": "wikitext-103",
+        "tokenizer": "openai-community/gpt2-medium",
+        "num_train_epochs": 5.0,
+        "warmup_ratio": 0.1,
+        "eval_steps": 500,
+        "save_steps": 500,
+        "logging_steps": 100,
+    },
+    "demo": {
+        "size": "nano",
+        "dataset": "builtin",
+        "tokenizer": "builtin",
+        "block_size": 128,
+        "n_positions": 256,
+        "max_steps": 400,
+        "train_batch_size": 8,
+        "learning_rate": 2e-3,
+        "warmup_ratio": 0.1,
+        "eval_steps": 100,
+        "save_steps": 100,
+        "logging_steps": 10,
+        # dropout costs a third of a CPU step, and a run this short has nothing to overfit with
+        "model_args": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    },
+}
+
+# The sections DeepSpeed 0.19 reads; it ignores any other key without a word.
+DS_KEYS = frozenset(
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler bf16 fp16 amp
+    gradient_clipping zero_optimization steps_per_print wall_clock_breakdown memory_breakdown dump_state timers
+    communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients data_types seq_parallel_size
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing flops_profiler tensorboard
+    wandb csv_monitor comet comms_logger autotuning elasticity data_efficiency checkpoint compression_training aio
+    compile tensor_parallel disable_allgather torch_autocast seed hybrid_engine nebula""".split()
+)
+
+
+class Faults(ValueError):
+    """What is wrong with what was asked: one clear line each, in `lines`."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None):
+    """A field of `Run` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options of a run, named as in Hugging Face's `TrainingArguments` where those have one.
+
+    As parsed, None means "not asked for"; `resolve` fills in what the preset says.
+    """
+
+    variant: str = option(group="model", help="which model", choices=tuple(VARIANTS))
+    preset: str = option(
+        "auto",
+        group="what to train",
+        help="seed: the recipe of experimental_setup.md; demo: a tiny model on the built-in corpus; "
+        "auto: seed where there is a CUDA device, else demo",
+        choices=("auto", *PRESETS),
+    )
+    dataset: str = option(
+        group="what to train",
+        help="wikitext-103, builtin, a file or folder (.txt .jsonl .parquet, or saved by `datasets`), or a Hub id",
+    )
+    tokenizer: str = option(
+        group="what to train", help="a folder, a Hub id, or builtin: a BPE trained on the training text"
+    )
+    block_size: int = option(group="what to train", help="tokens per sequence")
+    size: str = option(group="model", help="the model's size", choices=tuple(SIZES))
+    model_args: dict = option(group="model", help="config fields, as in n_layer=8 resid_pdrop=0")
+    attn_implementation: str = option(
+        "sdpa",
+        group="model",
+        help="the attention backend",
+        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    )
+    deepspeed_config: str = option(group="how to train", help="a DeepSpeed JSON (default: ds_configs/zero1.json)")
+    learning_rate: float = option(group="how to train", help="peak learning rate")
+    weight_decay: float = option(group="how to train", help="AdamW's decay, on matrices only")
+    warmup_ratio: float = option(group="how to train", help="part of the steps in which the rate rises linearly")
+    train_batch_size: int = option(group="how to train", help="sequences per optimizer step, over all GPUs")
+    per_device_train_batch_size: int = option(group="how to train", help="sequences per GPU and forward pass")
+    num_train_epochs: float = option(group="how to train", help="passes over the training data")
+    max_steps: int = option(group="how to train", help="optimizer steps; overrides the epochs")
+    gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
+    compile: bool = option(group="how to train", help="torch.compile of the blocks (default: on CUDA only)")
+    seed: int = option(42, group="how to train", help="of the initialisation, the data order and dropout")
+    eval_steps: int = option(group="what comes out", help="optimizer steps between evaluations")
+    save_steps: int = option(group="what comes out", help="optimizer steps between checkpoints")
+    logging_steps: int = option(group="what comes out", help="optimizer steps between lines of metrics")
+    save_total_limit: int = option(5, group="what comes out", help="checkpoints kept")
+    output_dir: str = option(group="what comes out", help="the run's folder (default: runs/<variant>)")
+    resume_from_checkpoint: str = option(
+        group="what comes out", help="auto: the newest valid checkpoint of the folder, or the start; or a checkpoint"
+    )
+    report_to: str = option(
+        "wandb",
+        group="what comes out",
+        help="wandb: Weights & Biases, offline without an API key; none: metrics.jsonl only",
+        choices=("wandb", "none"),
+    )
+    dry_run: bool = option(False, group="what comes out", help="print what the run would be, and end")
+    n_positions: int | None = None  # of the preset; --model_args n_positions=... on the command line
+
+    @property
+    def spec(self) -> Variant:
+        """The variant's record."""
+        return VARIANTS[self.variant]
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run goes on from a checkpoint, if there is one."""
+        return self.resume_from_checkpoint is not None
+
+    def ds_config_path(self) -> Path:
+        """The DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
+        given = self.deepspeed_config or "zero1.json"
+        for path in (Path(given), DS_CONFIGS / given, DS_CONFIGS / f"{given}.json"):
+            if path.is_file():
+                return path
+        return Path(given)
+
+    def make_config(self, vocab_size: int):
+        """The model's config for a tokenizer of `vocab_size` entries. Raises `Faults`."""
+        fields = {"n_positions": self.n_positions, "bos_token_id": None, "eos_token_id": None, **self.model_args}
+        config = self.spec.make_config(self.size, fields.pop("vocab_size", vocab_size), **fields)
+        config.use_cache = False
+        return config
+
+
+def options() -> list[dataclasses.Field]:
+    """The fields of `Run` that are options of the command line."""
+    return [f for f in dataclasses.fields(Run) if "help" in f.metadata]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Faults([f"{message} (see --help)"])
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
+    parser = _Parser(prog=prog, description=__doc__ and "Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
+    groups: dict[str, Any] = {}
+    for f in options():
+        title = f.metadata["group"]
+        group = groups.setdefault(title, None) or groups.__setitem__(title, parser.add_argument_group(title))
+        group = groups[title]
+        help_text = f.metadata["help"].replace("%", "%%")
+        if f.metadata["choices"]:
+            help_text += f" ({', '.join(f.metadata['choices'])})"
+        if f.type is bool:
+            action = argparse.BooleanOptionalAction if f.default is None else "store_true"
+            group.add_argument(f"--{f.name}", action=action, default=None, help=help_text)
+        elif f.type is dict:
+            group.add_argument(f"--{f.name}", nargs="*", metavar="FIELD=VALUE", help=help_text)
+        else:
+            group.add_argument(f"--{f.name}", metavar=f.type.__name__.upper(), help=help_text)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it; the environment has it
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> Run:
+    """The run that the command line asks for, resolved and checked. Raises `Faults` with every fault at once."""
+    given = vars(make_parser().parse_args(argv))
+    given.pop("local_rank")
+    values, lines = {}, []
+    for f in options():
+        if (text := given[f.name]) is None:
+            continue
+        try:
+            values[f.name] = _convert(f, text)
+        except ValueError as err:
+            lines.append(f"--{f.name} {err}")
+    if "variant" not in given or given["variant"] is None:
+        lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
+    if "variant" not in values or "preset" in given and given["preset"] is not None and "preset" not in values:
+        raise Faults(lines)
+    run = resolve(Run(**values))
+    lines += faults(run)
+    if lines:
+        raise Faults(lines)
+    return run
+
+
+def _convert(f: dataclasses.Field, text: Any) -> Any:
+    choices = f.metadata["choices"]
+    if f.type is bool:
+        return text
+    if f.type is dict:
+        pairs = {}
+        for item in text:
+            key, sep, value = item.partition("=")
+            if not sep or not key:
+                raise ValueError(f"{item}: not of the form FIELD=VALUE, as in n_layer=8")
+            try:
+                pairs[key] = json.loads(value)
+            except json.JSONDecodeError:
+                pairs[key] = {"True": True, "False": False, "None": None}.get(value, value)
+        return pairs
+    if choices and text not in choices:
+        raise ValueError(f"{text}: not known; one of {', '.join(choices)}")
+    if f.type in (int, float):
+        try:
+            return f.type(text)
+        except ValueError:
+            raise ValueError(f"{text}: not {'a whole number' if f.type is int else 'a number'}") from None
+    if not text:
+        raise ValueError("is empty: leave the option out, or give a value")
+    return text
+
+
+def resolve(run: Run) -> Run:
+    """`run` with what its preset says filled in. An explicit option wins; so does a value of an explicit JSON."""
+    preset = run.preset
+    if preset == "auto":
+        import torch
+
+        preset = "seed" if torch.cuda.is_available() else "demo"
+        if main_rank():
+            why = "a CUDA device is here" if preset == "seed" else "no CUDA device is here"
+            print(f"--preset auto: {preset}, since {why}", file=sys.stderr)
+    base = dict(PRESETS[preset])
+    if run.deepspeed_config is not None:
+        try:
+            stated = read_ds_config(run.ds_config_path())
+        except Faults:
+            stated = {}  # told by `faults`
+        base = {k: v for k, v in base.items() if k not in _stated_options(stated)}
+    filled = {k: v for k, v in base.items() if k != "model_args" and getattr(run, k) is None}
+    filled.setdefault("block_size", run.block_size or run.spec.block_size)
+    filled.setdefault("n_positions", run.spec.block_size)
+    if run.max_steps is None and run.num_train_epochs is not None:
+        filled.pop("max_steps", None)
+    filled["model_args"] = {**base.get("model_args", {}), **(run.model_args or {})}
+    filled["output_dir"] = run.output_dir or f"runs/{run.variant}"
+    return dataclasses.replace(run, preset=preset, **filled)
+
+
+def _stated_options(ds: dict) -> set[str]:
+    """The options whose values a DeepSpeed JSON fixes."""
+    optimizer = ds.get("optimizer", {}).get("params", {}) if isinstance(ds.get("optimizer"), dict) else {}
+    stated = {
+        "train_batch_size": ds.get("train_batch_size", "auto"),
+        "learning_rate": optimizer.get("lr", "auto"),
+        "weight_decay": optimizer.get("weight_decay", "auto"),
+    }
+    return {k for k, v in stated.items() if v != "auto"}
+
+
+def main_rank() -> bool:
+    """Whether this process is the one that speaks (rank 0, or no launcher)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """The number of ranks the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def read_ds_config(path: Path) -> dict:
+    """The DeepSpeed JSON at `path`. Raises `Faults`."""
+
+    def fault(what: str) -> Faults:
+        return Faults([f"--deepspeed_config {path}: {what}"])
+
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
+        raise fault(f"no such file; give a DeepSpeed JSON or one of ds_configs/: {shipped}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as err:
+        raise fault(f"not valid JSON: line {err.lineno}, column {err.colno}: {err.msg}") from None
+    except UnicodeDecodeError:
+        raise fault("not valid JSON: not a text file") from None
+    if not isinstance(config, dict):
+        raise fault(f"a DeepSpeed config is a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def faults(run: Run) -> list[str]:
+    """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
+    lines = _number_faults(run) + _model_faults(run)
+    lines += check_source(run.dataset, run.tokenizer)
+    try:
+        resolve_ds_config(run, world_size(), total_steps=max(run.max_steps or 1, 1))
+    except Faults as err:
+        lines += err.lines
+    lines += _place_faults(run)
+    if run.report_to == "wandb" and not run.dry_run:
+        import importlib.util
+
+        if importlib.util.find_spec("wandb") is None:
+            lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
+    return lines
+
+
+def _number_faults(run: Run) -> list[str]:
+    lines = []
+
+    def need(ok, name, what):
+        value = getattr(run, name)
+        if value is not None and not ok(value):
+            lines.append(f"--{name} {value}: {what}")
+
+    for name in ("block_size", "train_batch_size", "per_device_train_batch_size", "max_steps"):
+        need(lambda v: v >= 1, name, "at least 1 is needed")
+    for name in ("eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+        need(lambda v: v >= 1, name, "at least 1 is needed")
+    need(lambda v: 0 < v < math.inf, "num_train_epochs", "more than 0 is needed")
+    need(lambda v: 0 <= v < math.inf, "learning_rate", "0 or more is needed, and finite")
+    need(lambda v: 0 <= v < math.inf, "weight_decay", "0 or more is needed, and finite")
+    need(lambda v: 0 <= v <= 1, "warmup_ratio", "a part of the steps: 0 to 1")
+    need(lambda v: 0 <= v < 2**32, "seed", "0 to 4294967295 is allowed")
+    return lines
+
+
+def _model_faults(run: Run) -> list[str]:
+    known = run.spec.config_fields()
+    lines = [
+        f"--model_args {name}: {run.variant} has no such config field; it has {', '.join(known)}"
+        for name in run.model_args
+        if name not in known
+    ]
+    if lines:
+        return lines
+    try:
+        config = run.make_config(vocab_size=50257)
+    except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
+        return [f"--model_args: {' '.join(str(err).split())}"]
+    for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+        if getattr(config, name) < 1:
+            lines.append(f"--model_args {name}={getattr(config, name)}: at least 1 is needed")
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if not 0 <= getattr(config, name) < 1:
+            lines.append(f"--model_args {name}={getattr(config, name)}: a probability below 1 is needed")
+    if lines:
+        return lines
+    if config.n_embd % config.n_head:
+        lines.append(f"--model_args n_embd={config.n_embd}: not a multiple of n_head={config.n_head}")
+    if run.block_size > config.n_positions:
+        lines.append(
+            f"--block_size {run.block_size}: the model has {config.n_positions} positions; a block size up to that, or "
+            f"--model_args n_positions={run.block_size}"
+        )
+    if run.block_size < 2:
+        lines.append(f"--block_size {run.block_size}: at least 2 tokens are needed, one to predict the next from")
+    return lines
+
+
+def _place_faults(run: Run) -> list[str]:
+    out = Path(run.output_dir)
+    if run.dry_run:
+        return []
+    if out.exists() and not out.is_dir():
+        return [f"--output_dir {out}: is a file; a folder is needed"]
+    if (out / "run.json").exists() and not run.resumes:
+        return [
+            f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
+            "--resume_from_checkpoint auto"
+        ]
+    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+        return [f"--output_dir {out}: is not empty and holds no run; give a new folder"]
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        return [f"--output_dir {out}: {parent} cannot be written; give another folder"]
+    if run.resumes and run.resume_from_checkpoint != "auto" and not Path(run.resume_from_checkpoint).is_dir():
+        return [
+            f"--resume_from_checkpoint {run.resume_from_checkpoint}: no such folder; auto, or a folder "
+            f"such as {out}/checkpoints/step-00000500"
+        ]
+    return []
+
+
+def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
+    """The DeepSpeed config of a resolved run on `world` ranks, every "auto" filled in. Raises `Faults`.
+
+    Batch: `train_batch_size` sequences an optimizer step in all, whatever `world` is; `--per_device_train_batch_size`
+    alone scales it with `world` instead. Schedule: `total_steps` optimizer steps, of which ceil(warmup_ratio *
+    total_steps) rise, as in transformers' Trainer.
+    """
+    path = run.ds_config_path()
+    config = read_ds_config(path)
+    lines = [
+        f"--deepspeed_config {path}: unknown section {key!r}, which DeepSpeed would ignore; remove or correct it"
+        for key in config
+        if key not in DS_KEYS
+    ]
+    wrong = [k for k in ("optimizer", "scheduler", "zero_optimization", "bf16") if not isinstance(config.get(k, {}), dict)]
+    lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object" for key in wrong]
+    if lines:
+        raise Faults(lines)
+    lines += _resolve_batch(run, config, world, path)
+    _resolve_optimizer(run, config, total_steps)
+    if config.get("fp16", {}).get("enabled") or config.get("amp", {}).get("enabled"):
+        lines.append(f"--deepspeed_config {path}: fp16 and amp are not supported; use bf16, or neither for float32")
+    lines += [
+        f'--deepspeed_config {path}: "auto" at {where} cannot be filled in; give a value'
+        for where in _find_auto(config)
+    ]
+    if lines:
+        raise Faults(lines)
+    return config
+
+
+def _resolve_batch(run: Run, config: dict, world: int, path: Path) -> list[str]:
+    def number(key):
+        value = config.get(key, "auto")
+        return None if value == "auto" else value
+
+    total = run.train_batch_size or number("train_batch_size")
+    micro = run.per_device_train_batch_size or number("train_micro_batch_size_per_gpu")
+    accumulation = number("gradient_accumulation_steps")
+    if bad := [v for v in (total, micro, accumulation) if v is not None and (type(v) is not int or v < 1)]:
+        return [f"--deepspeed_config {path}: batch sizes are whole numbers from 1, not {bad[0]!r}"]
+    if run.per_device_train_batch_size and not run.train_batch_size:
+        total = None
+    if total is None:
+        if micro is None:
+            return [f"--deepspeed_config {path}: no train_batch_size; give one, or --train_batch_size"]
+        accumulation = accumulation or 1
+        total = micro * world * accumulation
+    elif total % world:
+        fits = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
+        return [f"train_batch_size {total} does not divide over {world} GPUs; numbers of GPUs that do: {fits}"]
+    elif micro is None:
+        if total // world % (accumulation or 1):
+            return [f"gradient_accumulation_steps {accumulation} does not divide {total // world} sequences per GPU"]
+        micro = total // world // (accumulation or 1)
+    if total % (micro * world):
+        fits = ", ".join(str(n) for n in range(1, total // world + 1) if total // world % n == 0)
+        return [
+            f"--per_device_train_batch_size {micro}: does not divide the {total // world} sequences per GPU "
+            f"(train_batch_size {total} over {world} GPUs); sizes that do: {fits}"
+        ]
+    config["train_batch_size"] = total
+    config["train_micro_batch_size_per_gpu"] = micro
+    config["gradient_accumulation_steps"] = total // (micro * world)
+    return []
+
+
+def _resolve_optimizer(run: Run, config: dict, total_steps: int) -> None:
+    optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True}})
+    params = optimizer.setdefault("params", {})
+    for key, value in (("lr", run.learning_rate), ("weight_decay", run.weight_decay)):
+        if value is not None:
+            params[key] = value
+    if config.get("scheduler", {}).get("type") == "WarmupDecayLR":
+        schedule = config["scheduler"].setdefault("params", {})
+        if run.learning_rate is not None or schedule.get("warmup_max_lr", "auto") == "auto":
+            schedule["warmup_max_lr"] = params.get("lr", "auto")
+        if schedule.get("total_num_steps", "auto") == "auto":
+            schedule["total_num_steps"] = total_steps
+        if schedule.get("warmup_num_steps", "auto") == "auto":
+            schedule["warmup_num_steps"] = math.ceil(run.warmup_ratio * total_steps)
+
+
+def _find_auto(value: Any, where: str = "") -> list[str]:
+    if value == "auto":
+        return [where]
+    if isinstance(value, dict):
+        return [w for k, v in value.items() for w in _find_auto(v, f"{where}.{k}".lstrip("."))]
+    return []
+
+
+class RunRecord:
+    """`run.json`: what the run is and how it stands. Replaced atomically at each change; only rank 0 writes."""
+
+    def __init__(self, folder: Path, writes: bool):
+        self.path = folder / "run.json"
+        self._writes = writes
+        self.facts: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def update(self, **facts: Any) -> None:
+        """Change `facts` and write the file."""
+        self.facts.update(facts)
+        self.write_json(self.path.name, self.facts)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as `name` in the run's folder, whole or not at all."""
+        if not self._writes:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(f".{name}.tmp")
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, self.path.with_name(name))

@@ -1,0 +1,609 @@
+"""The training loop, and the only file that calls the DeepSpeed engine."""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from . import checkpoint
+from .data import Data, DataError, GlobalBatchSampler, data_loader, eval_batches, load, unigram_perplexity
+from .evaluation import evaluate
+from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
+from .run import Faults, Run, RunRecord, main_rank, resolve_ds_config, world_size
+
+NOT_FINITE = 3  # exit code: training stopped itself
+
+
+@dataclass
+class Trained:
+    """What a run leaves in memory.
+
+    Attributes:
+        exit_code: as in the interface: 0, 3, 130 or 143.
+        state_dict: float32 master weights on rank 0 of a finished run, else None.
+        config: the model's config.
+        tokenizer: the data's tokenizer.
+    """
+
+    exit_code: int
+    config: Any
+    tokenizer: Any
+    state_dict: dict[str, torch.Tensor] | None = None
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of an optimizer step was not finite."""
+
+
+def train(run: Run) -> Trained:
+    """Train a resolved `run` to its end, or until a signal or a loss that is not finite stops it.
+
+    Raises:
+        Faults: data, tokenizer or checkpoint do not fit what was asked; nothing was written.
+    """
+    data = _load_data(run)
+    config = _model_config(run, data)
+    total_steps = run.max_steps or math.ceil(run.num_train_epochs * math.ceil(len(data.train) / _batch_size(run)))
+    ds_config = resolve_ds_config(run, world_size(), total_steps)
+    stopper = Stopper()
+    _init_distributed()
+    resume_from = _agree_on_checkpoint(run, data)
+    record = _open_record(run, data, config, ds_config, resume_from)
+    try:
+        return _Loop(run, data, config, ds_config, total_steps, record, stopper).run(resume_from)
+    except BaseException as err:
+        record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
+        raise
+
+
+def _batch_size(run: Run) -> int:
+    return resolve_ds_config(run, world_size(), total_steps=1)["train_batch_size"]
+
+
+def _load_data(run: Run) -> Data:
+    try:
+        return load(run.dataset, run.tokenizer, run.block_size)
+    except DataError as err:
+        raise Faults([str(err)]) from err
+
+
+def _model_config(run: Run, data: Data):
+    config = run.make_config(data.vocab_size)
+    needed = data.vocab_size + run.spec.extra_vocabulary
+    if config.vocab_size < needed:
+        raise Faults(
+            [
+                f"--tokenizer {run.tokenizer}: needs a vocabulary of {needed} entries, the model has "
+                f"vocab_size={config.vocab_size}; leave vocab_size out of --model_args, or give a smaller tokenizer"
+            ]
+        )
+    config.bos_token_id, config.eos_token_id = data.tokenizer.bos_token_id, data.tokenizer.eos_token_id
+    return config
+
+
+def _init_distributed() -> None:
+    if "RANK" not in os.environ:  # no launcher: one rank
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        # Training never uses this op; building it needs a compiler, and each rank leaks 66 MiB of shared memory.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+
+
+def _identity(run: Run, data: Data) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on from: it decides the weights' shapes or the data's order."""
+    return {
+        "variant": run.variant,
+        "size": run.size,
+        "model_args": run.model_args,
+        "block_size": run.block_size,
+        "data": data.fingerprint,
+        "train_batch_size": _batch_size(run),
+        "seed": run.seed,
+    }
+
+
+def _agree_on_checkpoint(run: Run, data: Data) -> Path | None:
+    """The checkpoint to go on from, chosen and verified by rank 0. Raises `Faults` on all ranks."""
+    chosen: list[Any] = [None, None]
+    if main_rank() and run.resumes:
+        chosen = list(_choose_checkpoint(run, data))
+    dist.broadcast_object_list(chosen)
+    path, fault = chosen
+    if fault:
+        raise Faults([fault])
+    return path
+
+
+def _choose_checkpoint(run: Run, data: Data) -> tuple[Path | None, str | None]:
+    if run.resume_from_checkpoint == "auto":
+        path, passed_over = checkpoint.newest_valid(Path(run.output_dir) / "checkpoints")
+        print("\n".join([*passed_over, f"resuming from {path}" if path else "no checkpoint yet: starting"]), file=sys.stderr)
+        if path is None:
+            return None, None
+    else:
+        path = Path(run.resume_from_checkpoint).resolve()
+        if fault := checkpoint.fault_of(path):
+            return None, f"--resume_from_checkpoint {path}: {fault}; give another, or auto for the newest valid one"
+    saved = checkpoint.read_manifest(path)["identity"]
+    for name, value in _identity(run, data).items():
+        if saved[name] != value:
+            what = "these training data" if name == "data" else f"{name} {value}"
+            return None, (
+                f"--resume_from_checkpoint {path}: was made with other training data than these"
+                if name == "data"
+                else f"--resume_from_checkpoint {path}: was made with {name}={saved[name]}, not {what}"
+            ) + "; ask for the same, or give a new --output_dir"
+    return path, None
+
+
+def _open_record(run: Run, data: Data, config, ds_config: dict, resume_from: Path | None) -> RunRecord:
+    """Create the run's folder (rank 0), with `run.json` and `ds_config.json`."""
+    with torch.device("meta"):
+        model = run.spec.model_class(config)
+    num_parameters = model.num_parameters()
+    record = RunRecord(Path(run.output_dir), writes=main_rank())
+    start = {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "world_size": world_size(),
+        "device": device_name(),
+        "resumed_from": str(resume_from) if resume_from else None,
+    }
+    if main_rank():
+        record.update(
+            status="running",
+            reason=None,
+            variant=run.variant,
+            options=dataclasses.asdict(run),
+            data=data.description,
+            data_fingerprint=data.fingerprint,
+            unigram_perplexity=unigram_perplexity(data.train, data.validation, data.vocab_size),
+            num_parameters=num_parameters,
+            flops_per_token=flops_per_token(
+                num_parameters, config.n_layer, config.n_embd, run.block_size, model.positions(run.block_size)
+            ),
+            versions=versions(),
+            git_commit=_git_commit(),
+            starts=[*record.facts.get("starts", []), start],
+        )
+        record.write_json("ds_config.json", ds_config)
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a run's results."""
+    packages = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return f"{platform.machine()} CPU ({os.cpu_count()} cores)"
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=True
+        )
+        return commit.stdout.strip()
+    return None
+
+
+class Stopper:
+    """Turns SIGINT, SIGTERM and the death of the launcher into one decision of all ranks to stop after a step.
+
+    The handler only sets a flag. DeepSpeed's launcher signals one rank after the other, and a SIGTERM to `deepspeed`
+    itself reaches no rank at all: so the flags are compared at each step, and a rank watches its launcher.
+    """
+
+    def __init__(self):
+        self._signal = 0
+        self._group = None
+        self._parents = _launcher_chain()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        self._signal = max(self._signal, number)
+
+    def agreed(self) -> int:
+        """The signal all ranks are to stop for, 0 for none. A collective: every rank calls it at the same step."""
+        if not self._signal and self._parents and _launcher_chain()[: len(self._parents)] != self._parents:
+            self._signal = signal.SIGTERM
+        if dist.get_world_size() == 1:
+            return self._signal
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")  # over the host: no synchronisation with the GPU
+        flag = torch.tensor(self._signal)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
+
+
+def _launcher_chain() -> tuple[int, ...]:
+    """This rank's parent and, if that is DeepSpeed's `launch.py`, the `deepspeed` process that started it.
+
+    Empty where no launcher is at work: a shell may end before the run it started.
+    """
+    if "LOCAL_WORLD_SIZE" not in os.environ and "LOCAL_SIZE" not in os.environ:
+        return ()
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_text()
+        grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return (parent,)
+    if "deepspeed.launcher.launch" not in command and "launcher/launch.py" not in command:
+        return (parent,)
+    return (parent, grandparent)
+
+
+class _Loop:
+    """One session of training: engine, data position, clock and sinks."""
+
+    def __init__(self, run: Run, data: Data, config, ds_config, total_steps: int, record: RunRecord, stopper: Stopper):
+        self.options, self.data, self.config, self.record, self.stopper = run, data, config, record, stopper
+        self.total_steps = total_steps
+        self.batch_size = ds_config["train_batch_size"]
+        self.micro_batch_size = ds_config["train_micro_batch_size_per_gpu"]
+        self.accumulation = ds_config["gradient_accumulation_steps"]
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.root = Path(run.output_dir) / "checkpoints"
+        self.engine = _make_engine(run, config, ds_config)
+        self.model = self.engine.module
+        self.positions = self.model.positions(run.block_size)
+        self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
+        self.step = 0
+        self.clock = Stopwatch()
+        self.sinks: list[Sink] = []
+        self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
+        self.last_figures: dict[str, float] = {}
+
+    def run(self, resume_from: Path | None) -> Trained:
+        if resume_from is not None:
+            self._resume(resume_from)
+        if self.rank == 0:
+            self.sinks = self._open_sinks()
+        trained = Trained(exit_code=0, config=self.config, tokenizer=self.data.tokenizer)
+        try:
+            signal_number = self._train()
+        except NonFiniteLoss as err:
+            self.record.update(status="failed", reason=str(err))
+            if self.rank == 0:
+                print(f"stopped: {err}", file=sys.stderr)
+            trained.exit_code = NOT_FINITE
+            return trained
+        finally:
+            for sink in self.sinks:
+                sink.close()
+        if signal_number:
+            name = signal.Signals(signal_number).name
+            reason = f"{name} at step {self.step} of {self.total_steps}; a checkpoint was saved"
+            self.record.update(status="interrupted", reason=reason)
+            if self.rank == 0:
+                print(f"interrupted: {reason}; go on with --resume_from_checkpoint auto", file=sys.stderr)
+            trained.exit_code = 128 + signal_number
+            return trained
+        state_dict = _float32_state_dict(self.engine)
+        trained.state_dict = state_dict if self.rank == 0 else None
+        self.record.update(final_eval=self.last_figures, train_seconds=round(self.clock.elapsed, 3))
+        return trained
+
+    def _open_sinks(self) -> list[Sink]:
+        folder = Path(self.options.output_dir)
+        sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", self.step)]
+        if self.options.report_to == "wandb":
+            run_id = self.record.facts.setdefault("wandb_run_id", f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}")
+            self.record.update(wandb_run_id=run_id)
+            sinks.append(WandbSink(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
+        return sinks
+
+    def _train(self) -> int:
+        """Train to the last step; the number of the signal that ended it early, or 0."""
+        run = self.options
+        sampler = GlobalBatchSampler(
+            num_blocks=len(self.data.train),
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            rank=self.rank,
+            world_size=self.world,
+            seed=run.seed,
+            start_step=self.step,
+            num_steps=self.total_steps,
+        )
+        micro_batches = iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
+        progress = _Progress(self.step, self.total_steps, shown=self.rank == 0)
+        saved_at = self.step
+        self.engine.train()
+        self.clock.start()
+        window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
+        with progress:
+            while self.step < self.total_steps:
+                rate = self.engine.optimizer.param_groups[0]["lr"]
+                loss = self._optimizer_step(micro_batches)
+                self.step += 1
+                stop = self.stopper.agreed()
+                last = self.step == self.total_steps
+                due = {
+                    "log": self.step % run.logging_steps == 0 or last,
+                    "eval": self.step % run.eval_steps == 0 or last,
+                    "save": self.step % run.save_steps == 0 or last or bool(stop),
+                }
+                if any(due.values()):
+                    self._check_finite()
+                if due["log"]:
+                    loss = self._mean_loss(loss)  # waits for the device
+                    tokens, now = self._tokens(self.step), self.clock.elapsed
+                    speed = (tokens - window_tokens) / (now - window_start)
+                    self._log(self._training_record(loss, rate, tokens, speed))
+                    progress.show(self.step, loss, speed, eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed)
+                self.clock.stop()
+                if due["eval"]:
+                    self._evaluate(progress)
+                if due["save"]:
+                    self._save()
+                    saved_at = self.step
+                self.clock.start()
+                if due["log"] or due["eval"] or due["save"]:
+                    window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
+                if stop:
+                    self.clock.stop()
+                    return stop
+        self.clock.stop()
+        if saved_at != self.step:
+            self._save()
+        return 0
+
+    def _optimizer_step(self, micro_batches) -> torch.Tensor:
+        """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
+        items = self._blocks_in_step(self.step) * (self.positions - 1) / (self.world * self.accumulation)
+        total = torch.zeros((), device=self.engine.device)
+        for _ in range(self.accumulation):
+            batch = next(micro_batches)
+            loss = self.engine(
+                input_ids=batch["input_ids"].to(self.engine.device, non_blocking=True),
+                labels=batch["labels"].to(self.engine.device, non_blocking=True),
+                skip_logits=True,
+                num_items_in_batch=items,
+            ).loss
+            self.engine.backward(loss)
+            self.engine.step()
+            total += loss.detach()
+        total /= self.accumulation
+        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        self.first_bad_step += bad * (self.step + 1)
+        return total
+
+    def _blocks_in_step(self, step: int) -> int:
+        """Blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
+        first = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, len(self.data.train) - first)
+
+    def _tokens(self, steps: int) -> int:
+        """Training tokens in the first `steps` optimizer steps."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return (epochs * len(self.data.train) + rest * self.batch_size) * self.options.block_size
+
+    def _mean_loss(self, loss: torch.Tensor) -> float:
+        loss = loss.clone()
+        dist.all_reduce(loss)
+        return loss.item() / self.world
+
+    def _check_finite(self) -> None:
+        """Raises NonFiniteLoss, on all ranks, if a step since the last check had a loss that is not finite."""
+        steps = self.first_bad_step.clone()
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        if step := int(steps):
+            epoch, batch = divmod(step - 1, self.steps_per_epoch)
+            raise NonFiniteLoss(
+                f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite; the last checkpoint before "
+                f"it is kept: resume with a lower --learning_rate, or with \"bf16\": {{\"enabled\": false}}"
+            )
+
+    def _training_record(self, loss: float, rate: float, tokens: int, speed: float) -> dict[str, Any]:
+        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        grad_norm = self.engine.get_global_grad_norm()
+        return {
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "tokens": tokens,
+            "tokens_per_second": round(speed, 1),
+            "mfu": None if peak is None else speed * self.record.facts["flops_per_token"] / (peak * self.world),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def _log(self, record: dict[str, Any]) -> None:
+        record = {"step": self.step, "elapsed_seconds": round(self.clock.elapsed, 3), **record}
+        for sink in self.sinks:
+            sink.log(record)
+
+    def _evaluate(self, progress: "_Progress") -> None:
+        self.engine.eval()
+        batches = eval_batches(len(self.data.validation), self.micro_batch_size, self.rank, self.world)
+        with torch.no_grad():
+            self.last_figures = evaluate(
+                lambda ids, labels: self.engine(input_ids=ids, labels=labels, return_token_scores=True).token_scores,
+                (self.data.validation.__getitems__(indices) for indices in batches),
+                self.engine.device,
+            )
+        self.engine.train()
+        self._log(dict(self.last_figures))
+        progress.note(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in self.last_figures.items()))
+
+    def _save(self) -> None:
+        states: list[Any] = [None] * self.world
+        dist.all_gather_object(states, _rng_state())
+        checkpoint.save(
+            self.engine,
+            self.root,
+            self.step,
+            client_state={
+                "step": self.step,
+                "elapsed_seconds": self.clock.elapsed,
+                "rng": states,
+            },
+            manifest={"identity": _identity(self.options, self.data), "world_size": self.world},
+            keep=self.options.save_total_limit,
+        )
+
+    def _resume(self, path: Path) -> None:
+        state = checkpoint.load(self.engine, path)
+        self.step = state["step"]
+        self.clock = Stopwatch(state["elapsed_seconds"])
+        if len(state["rng"]) == self.world:
+            _set_rng_state(state["rng"][self.rank])
+
+
+class _Progress:
+    """A bar on a terminal; in a log file a line per logging step, without carriage returns."""
+
+    def __init__(self, step: int, total: int, shown: bool):
+        self._bar = None
+        self._shown, self._total = shown, total
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def show(self, step: int, loss: float, tokens_per_second: float, eta: float) -> None:
+        """Report a logging step; `eta` in seconds."""
+        left = datetime.timedelta(seconds=round(eta))
+        text = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s, {left} left"
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(text)
+        elif self._shown:
+            print(f"step {step}/{self._total}: {text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line beside the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _make_engine(run: Run, config, ds_config: dict):
+    import deepspeed
+
+    _seed(run.seed)  # the same weights on every rank
+    model = run.spec.model_class._from_config(config, attn_implementation=run.attn_implementation)
+    if run.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    given, schedule = _take_over_schedule(ds_config)
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule
+    )
+    if run.compile or (run.compile is None and torch.cuda.is_available()):
+        for block in engine.module.transformer.h:
+            block.compile()
+    _seed(run.seed + engine.global_rank)  # dropout differs between ranks
+    return engine
+
+
+def _parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]:
+    """Decay on matrices only: biases and norms are vectors."""
+    decay = ds_config["optimizer"]["params"].get("weight_decay", 0.0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _take_over_schedule(ds_config: dict):
+    """The config for DeepSpeed, and the schedule as a callable where the JSON states a linear warm-up and decay from 0.
+
+    DeepSpeed's own WarmupDecayLR runs one step late (the first two steps have rate 0) and refuses warm-ups of 0 or 1
+    steps; transformers' is the recipe's.
+    """
+    scheduler = ds_config.get("scheduler", {})
+    params = scheduler.get("params", {})
+    linear = params.get("warmup_type") == "linear" and not params.get("warmup_min_lr")
+    if scheduler.get("type") != "WarmupDecayLR" or not linear:
+        return ds_config, None
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = ds_config["optimizer"]
+    given = {k: v for k, v in ds_config.items() if k != "scheduler"}
+    given["optimizer"] = {**optimizer, "params": {**optimizer["params"], "lr": params["warmup_max_lr"]}}
+    warmup, total = params["warmup_num_steps"], params["total_num_steps"]
+    return given, lambda opt: get_linear_schedule_with_warmup(opt, warmup, total)
+
+
+def _float32_state_dict(engine) -> dict[str, torch.Tensor]:
+    """Name -> float32 master weight on the CPU, whole on every rank. A collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    masters = {}
+    if engine.zero_optimization_stage() == 0 and hasattr(engine.optimizer, "fp32_groups"):
+        for halves, fulls in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
+            masters.update({id(half): full for half, full in zip(halves, fulls, strict=True)})
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        master = masters.get(id(parameter))
+        if master is None:
+            master = safe_get_full_fp32_param(parameter) if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id") else parameter
+        weights[name] = master.detach().float().cpu().clone()
+    return weights
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _rng_state() -> dict[str, Any]:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,249 @@
+"""What every variant promises; a new record in VARIANTS is tested by it unasked."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, random_ids, tiny
+from transformers import AutoModelForCausalLM
+
+from gpt2_variants import VARIANTS
+
+
+def stream_log_probs(model, ids):
+    """Stream -> ((B, N, V) log-probabilities, (B, N) the position each predicts, (B, N) what it may not see after)."""
+    streams = model.prediction_streams(ids, torch.arange(ids.shape[1]).expand_as(ids))
+    return {name: (model.lm_head(hidden).log_softmax(-1), positions) for name, (hidden, positions) in streams.items()}
+
+
+def may_see(stream: str, target: int, num_tokens: int) -> set[int]:
+    """The token positions a prediction of position `target` may depend on."""
+    past = set(range(target))
+    return past if stream == "next_token" else past | ({target + 1} & set(range(num_tokens)))
+
+
+def test_forward_and_backward_are_finite_and_reach_every_parameter(variant):
+    model = tiny(variant).train()
+    out = model(random_ids(), labels=random_ids())
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_no_prediction_depends_on_what_it_may_not_see_by_gradient(variant):
+    model = tiny(variant, n_layer=4).double()
+    ids = random_ids(1, 10)
+    embedded = []
+    hook = model.transformer.wte.register_forward_hook(
+        lambda _, args, out: embedded.append(out.requires_grad_()) or out if args[0].shape == ids.shape else None
+    )
+    model.requires_grad_(False)
+    log_probs = stream_log_probs(model, ids)
+    hook.remove()
+    for stream, (values, positions) in log_probs.items():
+        for n in range(values.shape[1]):
+            target = int(positions[0, n])
+            (gradient,) = torch.autograd.grad(values[0, n].square().sum(), embedded[-1], retain_graph=True)
+            depends = set(gradient[0].abs().sum(-1).nonzero().flatten().tolist())
+            allowed = may_see(stream, target, ids.shape[1])
+            assert depends == allowed, f"{stream} of token {target}: depends on {depends}, may see {allowed}"
+
+
+def test_no_prediction_depends_on_what_it_may_not_see_by_perturbation(variant):
+    model = tiny(variant)
+    ids = random_ids(1, 10)
+    with torch.no_grad():
+        before = stream_log_probs(model, ids)
+        for changed in range(ids.shape[1]):
+            other = ids.clone()
+            other[0, changed] = (other[0, changed] + 7) % 66
+            after = stream_log_probs(model, other)
+            for stream, (values, positions) in before.items():
+                moved = (values - after[stream][0]).abs().amax(-1)[0]
+                for n, target in enumerate(positions[0].tolist()):
+                    if changed in may_see(stream, target, ids.shape[1]):
+                        assert moved[n] > 1e-6, f"{stream} of token {target} does not see token {changed}"
+                    else:
+                        assert moved[n] == 0, f"{stream} of token {target} sees token {changed}"
+
+
+def test_initialisation_is_gpt2s(variant):
+    model = tiny(variant, n_layer=4, n_embd=128)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    for name, p in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            assert p.std().item() == pytest.approx(0.02 / math.sqrt(2 * 4), rel=0.05), name
+        elif name.endswith(("wte.weight", "wpe.weight", "c_attn.weight", "c_fc.weight")):
+            assert p.std().item() == pytest.approx(0.02, rel=0.05), name
+        elif ".ln_" in name and name.endswith("weight"):
+            assert (p == 1).all(), name
+        elif name.endswith(("c_attn.bias", "c_proj.bias", "c_fc.bias")):
+            assert (p == 0).all(), name
+
+
+def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_path, monkeypatch):
+    model, ids = tiny(variant), random_ids()
+    model.save_pretrained(tmp_path)
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(math.nan) if out.is_floating_point() and not out.is_meta else out
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kwargs: poisoned(x.shape, **{"dtype": x.dtype, "device": x.device, **kwargs}))
+    loaded = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+# variants.md, the table of the published runs
+PARAMETERS = {"gpt2": 354_823_168, "duo_predict": 354_299_904}
+
+
+def test_parameter_count_equals_the_published_one_and_the_formula(variant):
+    record = VARIANTS[variant]
+    with torch.device("meta"):
+        model = record.model_class(record.make_config("gpt2-medium", 50257, record.block_size))
+    v, s, e, layers = 50257 + record.extra_vocabulary, record.block_size, 1024, 24
+    gpt2 = (v + s) * e + layers * (12 * e * e + 13 * e) + 2 * e
+    assert model.num_parameters() == PARAMETERS[variant]
+    assert model.num_parameters() == gpt2
+
+
+def test_sdpa_and_eager_agree(variant):
+    ids = random_ids()
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    for attention_mask in (None, mask):
+        with torch.no_grad():
+            outs = [
+                tiny(variant, attn_implementation=a)(ids, attention_mask=attention_mask, labels=ids)
+                for a in ("sdpa", "eager")
+            ]
+        seen = slice(None) if attention_mask is None else mask.bool()
+        torch.testing.assert_close(outs[0].logits[seen], outs[1].logits[seen], atol=1e-5, rtol=0)
+
+
+def test_skip_logits_gives_the_loss_and_gradients_of_the_plain_head(variant):
+    model, ids = tiny(variant), random_ids()
+    labels = ids.clone()
+    labels[0, 3:9] = -100
+    grads = []
+    for skip in (False, True):
+        model.zero_grad()
+        loss = model(ids, labels=labels, skip_logits=skip).loss
+        loss.backward()
+        grads.append((loss, {n: p.grad.clone() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(grads[0][0], grads[1][0], atol=1e-6, rtol=0)
+    for name, gradient in grads[0][1].items():
+        torch.testing.assert_close(gradient, grads[1][1][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_token_scores_are_those_of_the_logits(variant):
+    model, ids = tiny(variant), random_ids()
+    labels = ids.clone()
+    labels[1, 7] = -100
+    with torch.no_grad():
+        scores = model.score(ids, labels)["next_token"]
+        log_probs = model(ids).logits.double().log_softmax(-1)
+    for b in range(2):
+        for k in range(1, ids.shape[1]):
+            ignored = bool(labels[b, k] == -100)
+            assert bool(scores.valid[b, k - 1]) != ignored
+            expected = 0.0 if ignored else -log_probs[b, k - 1, labels[b, k]].item()
+            assert scores.nll[b, k - 1].item() == pytest.approx(expected, abs=1e-5)
+            assert bool(scores.correct[b, k - 1]) == (log_probs[b, k - 1].argmax().item() == labels[b, k].item())
+
+
+def test_num_items_in_batch_divides_the_sum(variant):
+    model, ids = tiny(variant), random_ids()
+    count = sum(int(s.valid.sum()) for s in model.score(ids).values())
+    mean = model(ids, labels=ids).loss
+    for kwargs in ({}, {"skip_logits": True}):
+        torch.testing.assert_close(model(ids, labels=ids, num_items_in_batch=10, **kwargs).loss, mean * count / 10)
+
+
+def test_left_padded_rows_generate_what_unpadded_rows_do(variant):
+    model = tiny(variant)
+    ids, pad = random_ids(1, 9), torch.zeros(1, 4, dtype=torch.long)
+    padded = torch.cat([pad, ids], 1)
+    mask = torch.cat([torch.zeros_like(pad), torch.ones_like(ids)], 1)
+    kwargs = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    kwargs |= {"return_dict_in_generate": True, "output_logits": True}
+    plain = model.generate(ids, **kwargs)
+    behind_padding = model.generate(padded, attention_mask=mask, **kwargs)
+    assert torch.equal(plain.sequences[0, 9:], behind_padding.sequences[0, 13:])
+    torch.testing.assert_close(behind_padding.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}])
+def test_cached_generation_equals_uncached(variant, how):
+    model = tiny(variant, n_positions=128)
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    outs = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        outs.append(
+            model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=90,
+                use_cache=use_cache,
+                pad_token_id=0,
+                eos_token_id=None,
+                **{"do_sample": False, **how},
+            )
+        )
+    assert outs[0].shape == (2, 96)
+    assert torch.equal(outs[0], outs[1])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(variant):
+    model, ids = tiny(variant).train(), random_ids()
+    grads = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        torch.manual_seed(5)
+        model(ids, labels=ids, skip_logits=True).loss.backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    for name, gradient in grads[0].items():
+        torch.testing.assert_close(gradient, grads[1][name], atol=1e-7, rtol=1e-6, msg=name)
+
+
+def test_bf16_stays_close_to_float32_also_at_the_last_position(variant):
+    model, ids = tiny(variant, n_positions=1024), random_ids(1, 1024)
+    with torch.no_grad():
+        full = model(ids).logits
+        half = copy.deepcopy(model).bfloat16()(ids).logits.float()
+    scale = full.std()
+    assert (half - full).abs().mean() < 0.02 * scale
+    assert (half - full)[:, -1].abs().mean() < 0.02 * scale
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in GOLDEN.iterdir()))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_golden_checkpoints_give_the_published_logits(folder, attention):
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / folder, attn_implementation=attention).eval()
+    io = np.load(GOLDEN / folder / "io.npz")
+    with torch.no_grad():
+        logits = model(torch.tensor(io["input_ids"])).logits
+    np.testing.assert_allclose(logits.numpy(), io["logits"], atol=1e-5, rtol=0)
+
+
+def test_import_needs_neither_deepspeed_nor_wandb():
+    code = "import gpt2_variants, sys; print(sorted({'deepspeed', 'wandb'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
