@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from .registry import VARIANTS, Variant
 from .run import Run, RunRecord
@@ -33,6 +34,7 @@ def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokeni
     model.generation_config.bos_token_id = config.bos_token_id
     model.generation_config.eos_token_id = config.eos_token_id
     _attach_code(variant, model)
+    disable_progress_bar()
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)

@@ -29,14 +29,13 @@ def summary(folder: Path) -> str:
             f"{train['elapsed_seconds']:.0f} s, {train['tokens_per_second']:,.0f} tokens/s"
         )
     if final := _last(records, "eval_loss"):
-        unigram = facts["unigram_perplexity"]
         lines.append(
             f"validation  perplexity {final['eval_perplexity']:.2f}, loss {final['eval_loss']:.4f}, accuracy "
             f"{final['eval_accuracy']:.3f} at step {final['step']}"
         )
-        lines.append(
-            f"            unigram perplexity of the same text {unigram:.2f}: the model's is {unigram / final['eval_perplexity']:.1f} times lower"
-        )
+        unigram = facts["unigram_perplexity"]
+        part = final["eval_perplexity"] / unigram
+        lines.append(f"            unigram perplexity of the same text {unigram:.2f}; the model's is {part:.3f} of it")
         if "eval_infill_loss" in final:
             lines.append(
                 f"infill      perplexity {final['eval_infill_perplexity']:.2f}, accuracy {final['eval_infill_accuracy']:.3f} "

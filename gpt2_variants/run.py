@@ -260,8 +260,11 @@ def resolve(run: Run) -> Run:
     filled = {k: v for k, v in base.items() if k != "model_args" and getattr(run, k) is None}
     filled.setdefault("block_size", run.block_size or run.spec.block_size)
     filled.setdefault("n_positions", run.spec.block_size)
+    # Asking for one of two ways to say a thing replaces the preset's other way.
     if run.max_steps is None and run.num_train_epochs is not None:
         filled.pop("max_steps", None)
+    if run.train_batch_size is None and run.per_device_train_batch_size is not None:
+        filled.pop("train_batch_size", None)
     filled["model_args"] = {**base.get("model_args", {}), **(run.model_args or {})}
     filled["output_dir"] = run.output_dir or f"runs/{run.variant}"
     return dataclasses.replace(run, preset=preset, **filled)
@@ -311,7 +314,8 @@ def read_ds_config(path: Path) -> dict:
 def faults(run: Run) -> list[str]:
     """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
     lines = _number_faults(run) + _model_faults(run)
-    lines += check_source(run.dataset, run.tokenizer)
+    if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
+        lines += check_source(run.dataset, run.tokenizer)
     try:
         resolve_ds_config(run, world_size(), total_steps=max(run.max_steps or 1, 1))
     except Faults as err:
@@ -420,7 +424,8 @@ def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
     lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object" for key in wrong]
     if lines:
         raise Faults(lines)
-    lines += _resolve_batch(run, config, world, path)
+    if batch_faults := _resolve_batch(run, config, world, path):
+        raise Faults(batch_faults)
     _resolve_optimizer(run, config, total_steps)
     if config.get("fp16", {}).get("enabled") or config.get("amp", {}).get("enabled"):
         lines.append(f"--deepspeed_config {path}: fp16 and amp are not supported; use bf16, or neither for float32")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import logging
 import math
 import os
 import platform
@@ -105,9 +104,10 @@ def _init_distributed() -> None:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not warn that it found nothing else
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not torch.cuda.is_available():
         # Training never uses this op; building it needs a compiler, and each rank leaks 66 MiB of shared memory.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,6 +1,11 @@
 """What all tests share: no network, no W&B, small thread pools, tiny models."""
 
+import json
 import os
+import random
+import socket
+import subprocess
+import sys
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 os.environ.pop("WANDB_API_KEY", None)
@@ -33,3 +38,82 @@ def variant(request) -> str:
 def random_ids(batch: int = 2, tokens: int = 24, seed: int = 1) -> torch.Tensor:
     """(batch, tokens) ids below 67, without the mask entry."""
     return torch.randint(0, 67, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Prepared data go to a folder of this test session."""
+    os.environ["GPT2_VARIANTS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A small English-like text: sentences of a fixed grammar, so that a model learns something within a few steps."""
+    rng = random.Random(0)
+    nouns = "time year people way day man thing woman life child world school state family student group".split()
+    verbs = "sees makes takes finds gives tells asks works calls tries needs feels becomes leaves".split()
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    sentence = lambda: f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}.\n"  # noqa: E731
+    path.write_text("".join(sentence() for _ in range(4000)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(corpus) -> list[str]:
+    """Options of a run of a few seconds: 2 layers, width 32, blocks of 32 tokens, 8 a step, dropout on."""
+    return [
+        *("--preset", "demo", "--dataset", str(corpus), "--report_to", "none", "--block_size", "32"),
+        *("--train_batch_size", "8", "--logging_steps", "1", "--eval_steps", "5", "--save_steps", "5"),
+        *("--model_args", "n_layer=2", "n_embd=32", "n_head=2", "n_positions=32"),
+        *("resid_pdrop=0.1", "embd_pdrop=0.1", "attn_pdrop=0.1"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def ds_json(tmp_path_factory):
+    """A DeepSpeed JSON: the default one with sections replaced, e.g. `ds_json(bf16={"enabled": False})`."""
+    folder = tmp_path_factory.mktemp("ds")
+
+    def write(**sections) -> str:
+        config = json.loads((ROOT / "ds_configs" / "zero1.json").read_text())
+        config.update({"train_batch_size": "auto", **sections})
+        config["optimizer"]["params"].update(lr="auto", weight_decay=0.1)
+        path = folder / f"{abs(hash(str(sections)))}.json"
+        path.write_text(json.dumps(config))
+        return str(path)
+
+    return write
+
+
+def launch(ranks: int, arguments: list[str], **popen) -> list[subprocess.Popen]:
+    """`train_ds.py` on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        env |= {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}  # saves a second in deepspeed.initialize
+        command = [sys.executable, str(ROOT / "train_ds.py"), *arguments]
+        processes.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **popen)
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str]]:
+    """(exit code, stderr) of each process; kills them all if one hangs."""
+    try:
+        errors = [p.communicate(timeout=timeout)[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [(p.returncode, err) for p, err in zip(processes, errors, strict=True)]
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl without what hangs on the clock or the machine."""
+    clock = {"elapsed_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]

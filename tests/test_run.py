@@ -1,0 +1,224 @@
+"""What is asked, what it resolves to, and what is wrong with it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gpt2_variants import VARIANTS, run
+from gpt2_variants.run import Faults, parse, resolve_ds_config
+
+
+@pytest.fixture
+def ask(corpus, tmp_path):
+    """Parse a run on the test corpus in an empty folder."""
+
+    def parsed(*more: str, variant: str = "duo_predict"):
+        given = ["--variant", variant, "--preset", "demo", "--dataset", str(corpus), "--report_to", "none"]
+        out = [] if "--output_dir" in more else ["--output_dir", str(tmp_path / "run")]
+        return parse([*given, *out, *more])
+
+    return parsed
+
+
+def faults(ask, *more: str) -> list[str]:
+    with pytest.raises(Faults) as caught:
+        ask(*more)
+    for line in caught.value.lines:
+        assert "\n" not in line
+    return caught.value.lines
+
+
+def test_the_seed_preset_is_the_recipe():
+    """experimental_setup.md, field by field."""
+    asked = run.resolve(run.Run(variant="gpt2", preset="seed"))
+    assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == ("wikitext-103", "gpt2-medium", 5, 0.1)
+    assert (asked.eval_steps, asked.save_steps, asked.logging_steps, asked.save_total_limit, asked.seed) == (500, 500, 100, 5, 42)
+    assert asked.report_to == "wandb"
+    config = resolve_ds_config(asked, world=1, total_steps=8910)
+    assert config["train_batch_size"] == config["train_micro_batch_size_per_gpu"] == 64
+    assert config["bf16"]["enabled"] is True
+    assert config["gradient_clipping"] == 1.0
+    assert config["optimizer"]["type"] == "AdamW"
+    assert config["optimizer"]["params"]["lr"] == 1e-4
+    assert config["optimizer"]["params"]["weight_decay"] == 0.01
+    schedule = config["scheduler"]["params"]
+    assert schedule["warmup_type"] == "linear"
+    assert (schedule["warmup_num_steps"], schedule["total_num_steps"], schedule["warmup_max_lr"]) == (891, 8910, 1e-4)
+    model = asked.make_config(50257)
+    assert (model.n_layer, model.n_embd, model.n_head, model.n_positions, model.resid_pdrop) == (24, 1024, 16, 1024, 0.1)
+
+
+@pytest.mark.parametrize(("variant", "block_size"), [("gpt2", 1024), ("duo_predict", 512)])
+def test_block_size_and_positions_are_the_variants(variant, block_size):
+    asked = run.resolve(run.Run(variant=variant, preset="seed"))
+    assert asked.block_size == asked.make_config(50257).n_positions == block_size
+
+
+@pytest.mark.parametrize("world", [1, 2, 8, 64])
+def test_the_global_batch_is_the_same_on_any_number_of_gpus(world, ask):
+    config = resolve_ds_config(ask("--train_batch_size", "64"), world, total_steps=10)
+    assert config["train_batch_size"] == 64
+    assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * world == 64
+
+
+def test_the_batch_per_device_scales_the_global_one_or_is_accumulated(ask):
+    scaled = resolve_ds_config(ask("--per_device_train_batch_size", "4"), 8, total_steps=10)
+    # the demo preset fixes the global batch; an explicit size per device alone replaces it
+    assert (scaled["train_batch_size"], scaled["gradient_accumulation_steps"]) == (32, 1)
+    both = resolve_ds_config(ask("--per_device_train_batch_size", "4", "--train_batch_size", "64"), 8, total_steps=10)
+    assert (both["train_batch_size"], both["gradient_accumulation_steps"]) == (64, 2)
+
+
+def test_a_number_of_gpus_that_does_not_divide_the_batch_is_told_which_do(ask):
+    with pytest.raises(Faults, match=r"train_batch_size 64 does not divide over 3 GPUs.*: 1, 2, 4, 8, 16, 32, 64$"):
+        resolve_ds_config(ask("--train_batch_size", "64"), 3, total_steps=10)
+    with pytest.raises(Faults, match=r"--per_device_train_batch_size 5.*sizes that do: 1, 2, 4, 8, 16, 32"):
+        resolve_ds_config(ask("--train_batch_size", "64", "--per_device_train_batch_size", "5"), 2, total_steps=10)
+
+
+def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, tmp_path):
+    given = json.loads((ROOT / "ds_configs/zero1.json").read_text())
+    given["train_batch_size"] = 24
+    given["optimizer"]["params"]["lr"] = 5e-4
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(given))
+    config = resolve_ds_config(ask("--deepspeed_config", str(path)), 1, 10)
+    assert (config["train_batch_size"], config["optimizer"]["params"]["lr"]) == (24, 5e-4)
+    config = resolve_ds_config(ask("--deepspeed_config", str(path), "--train_batch_size", "6", "--learning_rate", "1"), 1, 10)
+    assert (config["train_batch_size"], config["optimizer"]["params"]["lr"], config["scheduler"]["params"]["warmup_max_lr"]) == (6, 1, 1)
+    config = resolve_ds_config(ask(), 1, 10)
+    assert config["train_batch_size"] == run.PRESETS["demo"]["train_batch_size"]
+
+
+def test_every_shipped_json_resolves(ask):
+    for path in (ROOT / "ds_configs").glob("*.json"):
+        assert "auto" not in json.dumps(resolve_ds_config(ask("--deepspeed_config", str(path)), 2, 10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--block_size", "512"), "--block_size 512: the model has 256 positions"),
+        (("--block_size", "1"), "--block_size 1: at least 2 tokens"),
+        (("--block_size", "x"), "--block_size x: not a whole number"),
+        (("--max_steps", "0"), "--max_steps 0: at least 1"),
+        (("--learning_rate", "-1"), "--learning_rate -1.0: 0 or more"),
+        (("--learning_rate", "nan"), "--learning_rate nan"),
+        (("--warmup_ratio", "2"), "--warmup_ratio 2.0: a part"),
+        (("--size", "huge"), "--size huge: not known; one of nano, gpt2,"),
+        (("--model_args", "layers=3"), "--model_args layers: duo_predict has no such config field; it has vocab_size, "),
+        (("--model_args", "n_layer"), "--model_args n_layer: not of the form FIELD=VALUE"),
+        (("--model_args", "n_layer=two"), "--model_args: Validation error for field 'n_layer'"),
+        (("--model_args", "n_embd=100", "n_head=3"), "n_embd=100: not a multiple of n_head=3"),
+        (("--model_args", "resid_pdrop=1.5"), "resid_pdrop=1.5"),
+        (("--deepspeed_config", "nowhere.json"), "--deepspeed_config nowhere.json: no such file"),
+        (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere: no such folder"),
+        (("--dataset", "nowhere.txt"), "--dataset nowhere.txt"),
+        (("--report_to", "tensorboard"), "--report_to tensorboard: not known; one of wandb, none"),
+        (("--frobnicate", "1"), "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_one_fault_is_one_line(options, message, ask):
+    lines = faults(ask, *options)
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train_batch_size": 8,}', "not valid JSON: line 1, column"),
+        ("[1]", "a DeepSpeed config is a JSON object, not a list"),
+        ('{"train_batch_size": 8, "zero_optimisation": {}}', "unknown section 'zero_optimisation'"),
+        ('{"train_batch_size": 8, "zero_optimization": {"stage": "auto"}}', '"auto" at zero_optimization.stage'),
+        ('{"train_batch_size": 8, "bf16": {"enabled": "auto"}}', '"auto" at bf16.enabled'),
+        ('{"train_batch_size": 8, "fp16": {"enabled": true}}', "fp16 and amp are not supported"),
+        ('{"train_batch_size": 8.5}', "batch sizes are whole numbers"),
+        ('{"train_batch_size": 8, "optimizer": "AdamW"}', "'optimizer' must be a JSON object"),
+        ('{"optimizer": {"type": "AdamW", "params": {}}, "train_batch_size": -1}', "batch sizes are whole numbers"),
+    ],
+)
+def test_a_malformed_deepspeed_json_is_one_line(text, message, ask, tmp_path):
+    (tmp_path / "ds.json").write_text(text)
+    lines = faults(ask, "--deepspeed_config", str(tmp_path / "ds.json"))
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "ds.json" in lines[0]
+
+
+def test_an_unknown_variant_lists_those_there_are():
+    with pytest.raises(Faults) as caught:
+        parse(["--variant", "quadro"])
+    assert caught.value.lines == [f"--variant quadro: not known; one of {', '.join(VARIANTS)}"]
+
+
+def test_a_folder_with_a_run_or_with_other_files_is_refused(ask, tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "run.json").write_text("{}")
+    assert "holds a run already" in faults(ask, "--output_dir", str(used))[0]
+    assert ask("--output_dir", str(used), "--resume_from_checkpoint", "auto").resumes
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    assert "is not empty and holds no run" in faults(ask, "--output_dir", str(other))[0]
+    assert "is a file" in faults(ask, "--output_dir", str(other / "thesis.tex"))[0]
+
+
+def test_all_faults_are_told_at_once(ask):
+    lines = faults(ask, "--max_steps", "-3", "--dataset", "gone.txt", "--deepspeed_config", "gone.json", "--model_args", "foo=1")
+    assert len(lines) == 4
+    for part in ("--max_steps -3", "gone.txt", "gone.json", "--model_args foo"):
+        assert sum(part in line for line in lines) == 1
+
+
+def command(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "train_ds.py"), *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_command_tells_faults_on_stderr_and_writes_nothing(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 50)
+    before = sorted(tmp_path.rglob("*"))
+    cases = [
+        (["--variant", "quadro"], 1),
+        (["--variant", "duo_predict", "--preset", "demo", "--dataset", "binary.txt", "--block_size", "9999"], 2),
+        (["--variant", "gpt2", "--preset", "demo", "--dataset", "empty.txt", "--report_to", "none"], 1),
+        (["--variant", "gpt2", "--preset", "seed", "--report_to", "none"], 2),  # no network: data set and tokenizer
+    ]
+    for arguments, count in cases:
+        out = command(*arguments, cwd=tmp_path)
+        assert out.returncode == 2
+        errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == count, out.stderr
+        assert "Traceback" not in out.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+    assert "--dataset builtin" in errors[0]
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(corpus, tmp_path):
+    out = command(
+        *("--variant", "duo_predict", "--preset", "demo", "--dataset", str(corpus), "--model_args", "vocab_size=20"),
+        *("--output_dir", str(tmp_path / "run"), "--report_to", "none"),
+    )
+    assert out.returncode == 2
+    assert "error: --tokenizer builtin: needs a vocabulary of " in out.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_the_run_and_writes_nothing(tmp_path):
+    out = command("--variant", "duo_predict", "--preset", "seed", "--dry_run", "--output_dir", str(tmp_path / "run"))
+    assert out.returncode == 0, out.stderr
+    for text in ("354,299,904", "1023 positions a sequence", '"train_batch_size": 64', "warm-up", "GiB"):
+        assert text in out.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_option():
+    out = command("--help")
+    assert out.returncode == 0
+    for f in run.options():
+        assert f"--{f.name}" in out.stdout

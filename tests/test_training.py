@@ -1,0 +1,355 @@
+"""The loop, against a plain PyTorch loop; resume, world sizes, signals, faults. In one process where it can be."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, finish, launch, metrics
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+
+from gpt2_variants import VARIANTS
+from gpt2_variants import training
+from gpt2_variants.data import load
+from gpt2_variants.run import parse
+
+sys.path.insert(0, str(ROOT))
+import train_ds
+
+FLOAT32 = {"bf16": {"enabled": False}}
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch):
+    """A run in this process takes over SIGINT and SIGTERM; its closing plot and sample are tested elsewhere."""
+    monkeypatch.setattr("gpt2_variants.report.show", lambda run: None)
+    saved = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in saved.items():
+        signal.signal(number, handler)
+
+
+def train(tiny_run, folder: Path, *more: str, variant: str = "duo_predict", code: int = 0) -> Path:
+    assert train_ds.main(["--variant", variant, *tiny_run, "--output_dir", str(folder), *more]) == code
+    return folder
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+
+
+def reference_losses(run, steps: int) -> list[float]:
+    """The same training in plain PyTorch: float32, torch's AdamW, HF's schedule, one batch a step, plain loss."""
+    data = load(run.dataset, run.tokenizer, run.block_size)
+    config = run.make_config(data.vocab_size)
+    torch.manual_seed(run.seed)
+    model = VARIANTS[run.variant].model_class._from_config(config, attn_implementation="eager").train()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0}], lr=run.learning_rate)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(run.warmup_ratio * run.max_steps), run.max_steps)
+    per_epoch, losses = math.ceil(len(data.train) / 8), []
+    for step in range(steps):
+        epoch, k = divmod(step, per_epoch)
+        order = np.random.default_rng([run.seed, epoch]).permutation(len(data.train))
+        ids = data.train.__getitems__(order[8 * k : 8 * k + 8].tolist())["input_ids"]
+        out = model(ids, labels=ids)
+        sums = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        count = ids[:, 1:].numel()
+        if run.variant == "duo_predict":
+            sums = sums + F.cross_entropy(out.infill_logits.flatten(0, 1), ids[:, :-1].flatten(), reduction="sum")
+            count *= 2
+        loss = sums / count
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+NO_DROPOUT = ("resid_pdrop=0", "embd_pdrop=0", "attn_pdrop=0")
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_losses_equal_a_plain_pytorch_loop(variant, tiny_run, ds_json, tmp_path):
+    """Data order, loss, AdamW, decay on matrices only, schedule and clipping at once, in float32."""
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--max_steps", "20"]
+    train(options, tmp_path / "run", variant=variant)
+    losses = [r["loss"] for r in metrics(tmp_path / "run") if "loss" in r]
+    run = parse(["--variant", variant, *options, "--output_dir", str(tmp_path / "other")])
+    np.testing.assert_allclose(losses, reference_losses(run, 20), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+@pytest.mark.parametrize("ratio", ["0", "0.1", "0.5"])
+def test_every_steps_learning_rate_is_transformers(steps, ratio, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training._Loop, "_evaluate", lambda self, progress: None)
+    train(tiny_run, tmp_path / "run", "--max_steps", str(steps), "--warmup_ratio", ratio, variant="gpt2")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(float(ratio) * steps), steps)
+    expected = []
+    for _ in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert [r["learning_rate"] for r in metrics(tmp_path / "run")] == expected
+
+
+def test_a_run_leaves_what_the_interface_says(tiny_run, tmp_path):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "12", "--save_total_limit", "2")
+    facts = record(folder)
+    assert facts["status"] == "finished"
+    assert facts["starts"][0]["world_size"] == 1
+    assert facts["num_parameters"] == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder / "model").parameters())
+    assert "auto" not in (folder / "ds_config.json").read_text()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training_keys = {"step", "elapsed_seconds", "loss", "learning_rate", "grad_norm", "epoch", "tokens"}
+    training_keys |= {"tokens_per_second", "mfu", "peak_memory_bytes"}
+    eval_keys = {"step", "elapsed_seconds"}
+    eval_keys |= {f"eval_{s}{f}" for s in ("", "infill_") for f in ("loss", "perplexity", "accuracy")}
+    assert [set(r) for r in lines if "loss" in r] == [training_keys] * 12
+    assert [(r["step"], set(r)) for r in lines if "eval_loss" in r] == [(s, eval_keys) for s in (5, 10, 12)]
+    assert sorted(p.name for p in (folder / "checkpoints").glob("*step-*")) == ["step-00000010", "step-00000012"]
+    assert (folder / "checkpoints" / "latest").read_text() == "step-00000012"
+    assert lines[-1]["eval_loss"] < lines[5]["eval_loss"] < math.log(367)  # below the uniform distribution, and falling
+
+
+def interrupt_at(monkeypatch, step: int):
+    """A SIGTERM that arrives during the given step."""
+    calls = []
+
+    def agreed(self):
+        calls.append(1)
+        return signal.SIGTERM if len(calls) == step else 0
+
+    monkeypatch.setattr(training.Stopper, "agreed", agreed)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(stage, tiny_run, ds_json, tmp_path):
+    """Dropout on, bf16, in the middle of the second epoch and between two evaluations."""
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero if stage == 3 else {"stage": stage}), "--max_steps", "13"]
+    whole = train(options, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 7)
+        part = train(options, tmp_path / "part", code=143)
+    assert record(part)["status"] == "interrupted"
+    assert "step 7 of 13" in record(part)["reason"]
+    train(options, part, "--resume_from_checkpoint", "auto")
+    assert metrics(part) == metrics(whole)
+    assert record(part)["status"] == "finished"
+    assert [s["resumed_from"] is None for s in record(part)["starts"]] == [True, False]
+    a, b = weights(whole), weights(part)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
+    from safetensors.torch import load_file
+
+    exported = load_file(train(tiny_run, tmp_path / "run", "--max_steps", "6") / "model" / "model.safetensors")
+    saved = torch.load(tmp_path / "run/checkpoints/step-00000006/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    assert exported.keys() == saved.keys() - {"lm_head.weight"}
+    for name, weight in exported.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.bfloat16(), saved[name]), name
+    assert any(not torch.equal(w, w.bfloat16().float()) for w in exported.values())
+
+
+def test_the_export_loads_without_the_package(tiny_run, tmp_path):
+    """In a clean process that cannot see gpt2_variants: same logits, generation, tokenizer with the mask token."""
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "3")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = AutoModelForCausalLM.from_pretrained(folder / "model")
+    torch.save((ids, ours(ids).logits.detach()), tmp_path / "expected.pt")
+    code = """if True:
+        import sys, torch, importlib.util
+        assert importlib.util.find_spec("gpt2_variants") is None
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+        ids, expected = torch.load(sys.argv[2])
+        assert torch.equal(model(ids).logits, expected)
+        assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1
+        out = model.generate(**tokenizer("The time", return_tensors="pt"), max_new_tokens=5, pad_token_id=0)
+        print(type(model).__module__, tokenizer.decode(out[0]))
+    """
+    import subprocess
+
+    site = Path(torch.__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(site), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-S", "-c", code, str(folder / "model"), str(tmp_path / "expected.pt")]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("transformers_modules")
+    assert "The time" in out.stdout
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 12)
+        folder = train(tiny_run, tmp_path / "run", "--max_steps", "14", code=143)
+    whole = train(tiny_run, tmp_path / "whole", "--max_steps", "14")
+    newest = folder / "checkpoints/step-00000012"
+    states = max(newest.glob("*.pt"), key=lambda p: p.stat().st_size)
+    states.write_bytes(states.read_bytes()[:-100])
+    (folder / "checkpoints/step-00000010/manifest.json").unlink()
+    train(tiny_run, folder, "--max_steps", "14", "--resume_from_checkpoint", "auto")
+    err = capfd.readouterr().err
+    assert f"step-00000012: {states.name} has " in err
+    assert "step-00000010: has no manifest" in err
+    assert "resuming from" in err
+    assert "step-00000005" in err.split("resuming from")[1].splitlines()[0]
+    assert metrics(folder) == metrics(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(("--seed", "7"), "seed=42, not"), (("--train_batch_size", "16"), "train_batch_size=8"), (("--block_size", "16"), "block_size=32")],
+)
+def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, tmp_path, capfd):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    train(tiny_run, folder, "--max_steps", "4", "--resume_from_checkpoint", "auto", *change, code=2)
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch, capfd):
+    original = training._Loop._optimizer_step
+
+    def poisoned(self, micro_batches):
+        if self.step == 7:
+            with torch.no_grad():
+                self.model.transformer.ln_f.weight.fill_(math.nan)
+        return original(self, micro_batches)
+
+    monkeypatch.setattr(training._Loop, "_optimizer_step", poisoned)
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "12", "--logging_steps", "4", code=3)
+    assert record(folder)["status"] == "failed"
+    assert "the loss of step 8 (epoch 0, global batch 7) is not finite" in record(folder)["reason"]
+    assert "the loss of step 8" in capfd.readouterr().err.splitlines()[-1]
+    assert [p.name for p in (folder / "checkpoints").glob("step-*")] == ["step-00000005"]
+    assert not (folder / "model").exists()
+
+
+def test_gradient_accumulation_and_checkpointing_change_nothing(tiny_run, ds_json, tmp_path):
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--max_steps", "8"]
+    plain = train(options, tmp_path / "plain")
+    for name, more in (("accumulated", ("--per_device_train_batch_size", "2", "--train_batch_size", "8")), ("checkpointed", ("--gradient_checkpointing",))):
+        other = train(options, tmp_path / name, *more)
+        for a, b in zip(metrics(plain), metrics(other), strict=True):
+            for key in ("loss", "eval_loss", "eval_infill_loss"):
+                assert a.get(key) == pytest.approx(b.get(key), abs=1e-5)
+    assert json.loads((tmp_path / "accumulated/ds_config.json").read_text())["gradient_accumulation_steps"] == 4
+
+
+def test_a_short_last_batch_is_a_true_mean(tiny_run, ds_json, tmp_path, corpus):
+    """Blocks that do not divide by the batch: the epoch's last step averages over the blocks there are."""
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32)]
+    run = parse(["--variant", "gpt2", *options, "--output_dir", str(tmp_path / "x"), "--num_train_epochs", "1"])
+    data = load(run.dataset, run.tokenizer, run.block_size)
+    size = len(data.train) // 2 + 3  # two steps an epoch, the second one short
+    folder = train(options, tmp_path / "run", "--train_batch_size", str(size), "--num_train_epochs", "1", "--learning_rate", "0", variant="gpt2")
+    first, second = (r for r in metrics(folder) if "loss" in r)
+    assert second["tokens"] == len(data.train) * 32
+    assert (first["epoch"], second["epoch"]) == (0.5, 1.0)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    order = np.random.default_rng([42, 0]).permutation(len(data.train))
+    for r, part in ((first, order[:size]), (second, order[size:])):
+        ids = data.train.__getitems__(part.tolist())["input_ids"]
+        with torch.no_grad():
+            assert r["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
+
+
+def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
+    """Float32, 1e-5 over two epochs with a short last batch each; evaluation with a last batch that does not divide."""
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--train_batch_size", "200", "--max_steps", "12"]
+    one = train(options, tmp_path / "one")
+    results = finish(launch(2, ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "two")]))
+    assert [code for code, _ in results] == [0, 0], results
+    for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == pytest.approx(value, abs=1e-5 if "perplexity" not in key else 1e-2), key
+
+
+def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_run, tmp_path):
+    options = ["--variant", "duo_predict", *tiny_run, "--max_steps", "120", "--eval_steps", "60", "--save_steps", "60"]
+    whole = finish(launch(2, [*options, "--output_dir", str(tmp_path / "whole")]))
+    assert [code for code, _ in whole] == [0, 0], whole
+    folder = tmp_path / "part"
+    processes = launch(2, [*options, "--output_dir", str(folder)])
+    deadline = time.time() + 60
+    while not ((folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) >= 3):
+        assert time.time() < deadline
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    results = finish(processes)
+    assert [code for code, _ in results] == [143, 143], results
+    stopped = record(folder)
+    assert stopped["status"] == "interrupted"
+    assert f"resume_from_checkpoint auto" in results[0][1]
+    again = finish(launch(2, [*options, "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]))
+    assert [code for code, _ in again] == [0, 0], again
+    assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
+    import subprocess
+
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29611", str(ROOT / "train_ds.py")]
+    command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert out.returncode == 0, out.stderr
+    assert record(tmp_path / "run")["status"] == "finished"
+    assert record(tmp_path / "run")["starts"][0]["world_size"] == 2
+    assert [r["step"] for r in metrics(tmp_path / "run") if "loss" in r] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("victim", ["runner", "launch"])
+def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
+    """SIGTERM to `deepspeed` kills only its front, SIGKILL its inner process; the ranks save and end all the same."""
+    import psutil
+
+    folder = tmp_path / "run"
+    import subprocess
+
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29612", str(ROOT / "train_ds.py")]
+    command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
+    runner = subprocess.Popen([*command, "--output_dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    try:
+        deadline = time.time() + 90
+        while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 3):
+            assert time.time() < deadline
+            time.sleep(0.1)
+        launcher = psutil.Process(runner.pid).children()[0]
+        ranks = launcher.children()
+        assert len(ranks) == 2
+        if victim == "runner":
+            runner.terminate()
+        else:
+            launcher.kill()
+        _, alive = psutil.wait_procs(ranks, timeout=25)
+        assert not alive
+    finally:
+        for p in [runner, *psutil.Process(runner.pid).children(recursive=True)] if runner.poll() is None else [runner]:
+            p.kill()
+    assert record(folder)["status"] == "interrupted"
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
