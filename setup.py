@@ -25,6 +25,7 @@ setup(
         "tokenizers>=0.22",
         "safetensors",
         "filelock",
+        "xxhash",
         "numpy",
         "tqdm",
     ],

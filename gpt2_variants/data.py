@@ -737,14 +737,14 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Show the progress of `datasets` on a terminal only, and keep the tokenizer's threads out of its processes."""
+    """Show the progress of `datasets` on a terminal only, and let each process tokenise with one thread."""
     import datasets
 
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     bars_shown = not datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # once used, every later fork of this process would print a warning
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism; threads in each would compete
     try:
         yield
     finally:

@@ -8,8 +8,10 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +172,12 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
-    parser = _Parser(prog=prog, description=__doc__ and "Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
+    parser = _Parser(prog=prog, description="Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
     groups: dict[str, Any] = {}
     for f in options():
         title = f.metadata["group"]
-        group = groups.setdefault(title, None) or groups.__setitem__(title, parser.add_argument_group(title))
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         group = groups[title]
         help_text = f.metadata["help"].replace("%", "%%")
         if f.metadata["choices"]:
@@ -321,11 +324,24 @@ def faults(run: Run) -> list[str]:
     except Faults as err:
         lines += err.lines
     lines += _place_faults(run)
-    if run.report_to == "wandb" and not run.dry_run:
-        import importlib.util
+    return lines + _installation_faults(run)
 
-        if importlib.util.find_spec("wandb") is None:
-            lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
+
+def _installation_faults(run: Run) -> list[str]:
+    lines = []
+    if run.report_to == "wandb" and find_spec("wandb") is None:
+        lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(run.attn_implementation)
+    if package:
+        import torch
+
+        if find_spec(package) is None or not torch.cuda.is_available():
+            lines.append(
+                f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; install "
+                "it, or use sdpa"
+            )
+    if run.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        lines.append("--compile: torch.compile needs a C++ compiler; install g++, or leave --compile out")
     return lines
 
 

@@ -1,5 +1,6 @@
 """The training loop, and the only file that calls the DeepSpeed engine."""
 
+import atexit
 import contextlib
 import dataclasses
 import datetime
@@ -111,7 +112,9 @@ def _init_distributed() -> None:
     if not torch.cuda.is_available():
         # Training never uses this op; building it needs a compiler, and each rank leaks 66 MiB of shared memory.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()
+    if not dist.is_initialized():
+        deepspeed.init_distributed()
+        atexit.register(dist.destroy_process_group)
 
 
 def _identity(run: Run, data: Data) -> dict[str, Any]:
@@ -529,7 +532,9 @@ def _make_engine(run: Run, config, ds_config: dict):
     _seed(run.seed)  # the same weights on every rank
     model = run.spec.model_class._from_config(config, attn_implementation=run.attn_implementation)
     if run.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.2x renamed it; the older name warns there
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     given, schedule = _take_over_schedule(ds_config)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule

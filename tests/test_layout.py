@@ -1,0 +1,72 @@
+"""The house: who may import whom, and what stands where."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "gpt2_variants"
+MAY_IMPORT = {
+    "__init__": {"registry"},
+    "__main__": {"registry", "report"},
+    "registry": set(),
+    "run": {"registry", "data"},
+    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "run"},
+    "hub": {"registry", "run"},
+    "report": {"run", "metrics"},
+    "dry_run": {"run", "data", "metrics"},
+    **dict.fromkeys(("data", "evaluation", "checkpoint", "metrics"), set()),
+}
+
+
+def siblings(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_arrows(file):
+    assert siblings(file) <= MAY_IMPORT[file.stem]
+
+
+def test_models_are_flat_and_import_the_base_and_ops_only():
+    """So that an export carries its code: `from .sibling import X` alone survives the Hub."""
+    names = {p.stem for p in (PACKAGE / "models").glob("*.py")}
+    for file in (PACKAGE / "models").glob("*.py"):
+        imported = siblings(file)
+        assert imported <= names - {"__init__"}
+        assert not {m for m in imported if m.startswith("modeling_")} - {"modeling_base"}
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1
+                assert node.module, f"{file.name}: `from . import x` does not survive an export"
+                assert not node.module.startswith("gpt2_variants")
+    assert not [p for p in (PACKAGE / "models").iterdir() if p.is_dir() and p.name != "__pycache__"]
+
+
+def test_only_training_calls_the_engine():
+    for file in PACKAGE.rglob("*.py"):
+        if file.stem != "training":
+            imports = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+            names = {a.name for n in imports if isinstance(n, ast.Import) for a in n.names}
+            names |= {n.module for n in imports if isinstance(n, ast.ImportFrom) and not n.level}
+            assert not any(name.split(".")[0] == "deepspeed" for name in names), file
+
+
+def test_the_visible_top_level():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    visible = {line.split("/")[0] for line in tracked.stdout.splitlines() if not line.startswith(".")}
+    allowed = {"setup.py", "ds_configs", "gpt2_variants", "train_ds.py", "tests", "benchmarks", "README.md"}
+    assert visible <= allowed | {"Makefile", "LICENSE"}
+    assert not list(PACKAGE.rglob("utils.py")) + list(PACKAGE.rglob("common.py"))
+
+
+def test_the_command_is_a_command():
+    assert len((ROOT / "train_ds.py").read_text().splitlines()) < 80

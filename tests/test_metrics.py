@@ -1,0 +1,90 @@
+"""The figures and their sinks."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from gpt2_variants import metrics
+from gpt2_variants.evaluation import evaluate
+from gpt2_variants.models.modeling_base import TokenScores
+
+
+def test_flops_per_token_by_hand():
+    # 10 parameters, 2 layers, width 4, 8 tokens: 6 * 10 + 12 * 2 * 4 * 8 per position
+    assert metrics.flops_per_token(10, 2, 4, 8, positions=8) == 60 + 768
+    assert metrics.flops_per_token(10, 2, 4, 8, positions=15) == (60 + 768) * 15 / 8
+    # the baseline at the recipe: 2.13 + 0.30 GFLOPs
+    assert metrics.flops_per_token(354_823_168, 24, 1024, 1024, 1024) == pytest.approx(2.431e9, rel=1e-3)
+
+
+def test_peak_flops_by_device_name():
+    assert metrics.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert metrics.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert metrics.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert metrics.peak_flops("Some Other Card") is None
+
+
+def test_the_stopwatch_counts_what_is_between_start_and_stop():
+    watch = metrics.Stopwatch(elapsed=100.0)
+    time.sleep(0.02)
+    assert watch.elapsed == 100.0
+    watch.start()
+    time.sleep(0.02)
+    watch.stop()
+    once = watch.elapsed
+    assert once >= 100.02
+    time.sleep(0.02)
+    assert watch.elapsed == once
+
+
+def test_jsonl_goes_on_after_a_kill_with_no_step_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sink = metrics.JsonlSink(path, resume_step=0)
+    for step in range(1, 6):
+        sink.log({"step": step, "loss": step / 2})
+    sink.close()
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    sink = metrics.JsonlSink(path, resume_step=3)
+    sink.log({"step": 4, "loss": 9.0})
+    sink.close()
+    assert [(r["step"], r["loss"]) for r in metrics.read_metrics(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
+
+
+def test_wandb_is_offline_without_a_key_and_never_asks(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked a question"))
+    sink = metrics.WandbSink(tmp_path, "name", "duo_predict", {"seed": 42}, "duo_predict-0123")
+    sink.log({"step": 10, "loss": 2.0, "elapsed_seconds": 1.0})
+    sink.log({"step": 10, "eval_loss": 2.5})
+    sink.close()
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-duo_predict-0123.wandb")
+    content = written.read_bytes()
+    for key in (b"train/loss", b"eval/loss", b"step"):
+        assert key in content
+    assert "wandb sync" in capfd.readouterr().err
+
+
+def test_evaluation_is_a_mean_over_predictions_not_over_batches():
+    def score(ids, labels):
+        valid = labels != -100
+        nll = torch.where(valid, ids.float(), 0.0)
+        return {"next_token": TokenScores(nll, ids == 1, valid), "infill": TokenScores(nll * 2, ids == 3, valid)}
+
+    ids = torch.tensor([[1, 2, 3], [1, 1, 5]])
+    batches = [
+        {"input_ids": ids, "labels": torch.tensor([[1, 2, 3], [-100, -100, -100]])},
+        {"input_ids": ids[1:], "labels": torch.tensor([[1, -100, 5]])},
+    ]
+    figures = evaluate(score, batches, "cpu")
+    losses = [1, 2, 3, 1, 5]
+    assert figures["eval_loss"] == pytest.approx(sum(losses) / 5)
+    assert figures["eval_perplexity"] == pytest.approx(math.exp(sum(losses) / 5))
+    assert figures["eval_accuracy"] == pytest.approx(2 / 5)
+    assert figures["eval_infill_loss"] == pytest.approx(2 * sum(losses) / 5)
+    assert figures["eval_infill_accuracy"] == pytest.approx(1 / 5)
+    assert json.dumps(figures)
