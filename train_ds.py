@@ -4,7 +4,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. The exit code: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted."""
+    """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted."""
     from gpt2_variants.run import Faults, main_rank, parse
 
     try:

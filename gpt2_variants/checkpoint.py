@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent.
 
 DeepSpeed writes `latest` before all ranks are done, and loads whatever it finds. So: every checkpoint is written aside
-under a temporary tag, gets a manifest with the size and hash of each file, and is renamed; `latest` is replaced atomically.
-Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
+under a temporary tag, gets a manifest with the size and hash of each file, and is renamed; `latest` is replaced
+atomically. Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
 """
 
 import hashlib

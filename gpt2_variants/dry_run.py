@@ -36,24 +36,23 @@ def describe(run: Run) -> str:
     positions = model.positions(run.block_size)
     flops = flops_per_token(parameters, config.n_layer, config.n_embd, run.block_size, positions)
     micro = ds_config["train_micro_batch_size_per_gpu"]
+    warmup = ds_config.get("scheduler", {}).get("params", {}).get("warmup_num_steps", 0)
+    accumulation = ds_config["gradient_accumulation_steps"]
+    memory = {
+        gpus: memory_per_gpu(parameters, config, ds_config, positions, gpus, run.gradient_checkpointing) / GIB
+        for gpus in (1, 2, 8, 64)
+        if batch % gpus == 0
+    }
     lines = [
         f"variant            {run.variant}: {run.spec.summary}",
         f"data               {data_line}",
         f"parameters         {parameters:,}",
-        f"steps              {steps:,} of {batch} x {run.block_size} tokens, {ds_config['scheduler']['params']['warmup_num_steps']:,} of them warm-up"
-        if "scheduler" in ds_config
-        else f"steps              {steps:,} of {batch} x {run.block_size} tokens",
+        f"steps              {steps:,} of {batch} x {run.block_size} tokens, {warmup:,} of them warm-up",
         f"training tokens    {steps * batch * run.block_size:,}",
         f"FLOPs per token    {flops:.4g} (6N + 12LES per position, {positions} positions a sequence)",
         f"FLOPs in all       {flops * steps * batch * run.block_size:.4g}",
-        f"batch              {batch} = {micro} per GPU x {ds_config['gradient_accumulation_steps']} accumulated x {world_size()} GPUs",
-        "memory per GPU     "
-        + ", ".join(
-            f"{n} GPUs: {memory_per_gpu(parameters, config, ds_config, positions, n, run.gradient_checkpointing) / GIB:.1f} GiB"
-            for n in (1, 2, 8, 64)
-            if batch % n == 0
-        )
-        + " (estimate)",
+        f"batch              {batch} = {micro} per GPU x {accumulation} accumulated x {world_size()} GPUs",
+        "memory per GPU     " + ", ".join(f"{n} GPUs: {gib:.1f} GiB" for n, gib in memory.items()) + " (estimate)",
         "DeepSpeed config",
         json.dumps(ds_config, indent=2),
     ]
@@ -63,9 +62,9 @@ def describe(run: Run) -> str:
 def memory_per_gpu(parameters: int, config, ds_config: dict, positions: int, world: int, checkpointing: bool) -> float:
     """An estimate in bytes, at a global batch split over `world` GPUs without accumulation beyond the config's.
 
-    Model states: 16 bytes a parameter, of which ZeRO stage 1 shares out 12, stage 2 14, stage 3 all (Rajbhandari et al.,
-    2020, section 3). Activations: 34 bytes a position, channel and layer without the attention matrix, 2 where the blocks
-    are recomputed (Korthikanti et al., 2022, section 4).
+    Model states: 16 bytes a parameter, of which ZeRO stage 1 shares out 12, stage 2 14, stage 3 all (Rajbhandari et
+    al., 2020, section 3). Activations: 34 bytes a position, channel and layer without the attention matrix, 2 where the
+    blocks are recomputed (Korthikanti et al., 2022, section 4).
     """
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     shared = {0: 0, 1: 12, 2: 14, 3: 16}[stage]

@@ -14,7 +14,7 @@ MASK_TOKEN = "<|MASK|>"
 
 
 def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokenizer, folder: Path) -> None:
-    """Write weights (float32 safetensors), config, generation config, tokenizer and model code to `folder`, whole or not at all.
+    """Write float32 safetensors, configs, tokenizer and model code to `folder`, whole or not at all.
 
     Args:
         state_dict: name -> weight, without the tied `lm_head.weight`.

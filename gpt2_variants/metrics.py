@@ -1,8 +1,8 @@
 """Measuring a run, and where the figures go: one stopwatch, FLOPs and MFU, `metrics.jsonl` always, W&B if asked.
 
-MFU convention (PaLM, Chowdhery et al., 2022, appendix B; the same as nanoGPT's): 6 N + 12 L E S FLOPs per position, N all
-parameters with the tied embedding counted once, attention counted in full though it is causal, against the device's dense
-bf16 peak.
+MFU convention (PaLM, Chowdhery et al., 2022, appendix B; the same as nanoGPT's): 6 N + 12 L E S FLOPs per position, N
+all parameters with the tied embedding counted once, attention counted in full though it is causal, against the device's
+dense bf16 peak.
 """
 
 import json
@@ -50,15 +50,17 @@ def peak_memory_bytes() -> int:
 
 
 class Stopwatch:
-    """Seconds of training: what is spent between `start` and `stop`, on top of `elapsed` seconds of earlier sessions."""
+    """Seconds of training: those between `start` and `stop`, on top of the `elapsed` ones of earlier sessions."""
 
     def __init__(self, elapsed: float = 0.0):
         self._before, self._since = elapsed, None
 
     def start(self) -> None:
+        """Begin to count."""
         self._since = time.perf_counter()
 
     def stop(self) -> None:
+        """Count no more, until the next `start`."""
         self._before, self._since = self.elapsed, None
 
     @property
@@ -97,15 +99,17 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
+        """Write one line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 class WandbSink:
-    """Weights & Biases: online with an API key, offline without one; never a prompt (a question would hang the ranks)."""
+    """Weights & Biases: online with an API key, offline without one. Never a prompt: it would hang the ranks."""
 
     def __init__(self, folder: Path, name: str, group: str, config: dict[str, Any], run_id: str):
         import wandb
@@ -114,17 +118,28 @@ class WandbSink:
         mode = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
         settings = wandb.Settings(init_timeout=30, silent=True)
         self._run = wandb.init(
-            dir=str(folder), name=name, group=group, config=config, id=run_id, resume="allow", mode=mode, settings=settings
+            dir=str(folder),
+            name=name,
+            group=group,
+            config=config,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            settings=settings,
         )
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
             print(f"W&B: offline (no API key); to upload later: wandb sync {folder}/wandb/offline-*", file=sys.stderr)
 
     def log(self, record: dict[str, Any]) -> None:
-        renamed = {(f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}"): v for k, v in record.items() if k != "step"}
+        """Log as `train/...` and `eval/...` against "step"."""
+        renamed = {
+            (f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}"): v for k, v in record.items() if k != "step"
+        }
         self._run.log({"step": record["step"], **renamed})
 
     def close(self) -> None:
+        """Finish the W&B run."""
         self._run.finish()
 
 

@@ -38,8 +38,9 @@ def summary(folder: Path) -> str:
         lines.append(f"            unigram perplexity of the same text {unigram:.2f}; the model's is {part:.3f} of it")
         if "eval_infill_loss" in final:
             lines.append(
-                f"infill      perplexity {final['eval_infill_perplexity']:.2f}, accuracy {final['eval_infill_accuracy']:.3f} "
-                "(each token given its past and its right neighbour: not comparable with the line above)"
+                f"infill      perplexity {final['eval_infill_perplexity']:.2f}, accuracy "
+                f"{final['eval_infill_accuracy']:.3f} (each token given its past and its right neighbour: not "
+                "comparable with the line above)"
             )
     return "\n".join(lines)
 
@@ -65,7 +66,9 @@ def plot(folder: Path) -> Path:
     left.plot(steps, [r["eval_loss"] for r in evaluations], label="validation", color="#1f4e79", marker="o")
     right.plot(steps, [r["eval_perplexity"] for r in evaluations], label="next token", color="#1f4e79", marker="o")
     if evaluations and "eval_infill_loss" in evaluations[-1]:
-        left.plot(steps, [r["eval_infill_loss"] for r in evaluations], label="validation, infill", color="#c55a11", marker="s")
+        left.plot(
+            steps, [r["eval_infill_loss"] for r in evaluations], label="validation, infill", color="#c55a11", marker="s"
+        )
         right.plot(
             steps,
             [r["eval_infill_perplexity"] for r in evaluations],
@@ -102,8 +105,8 @@ def sample(model_folder: Path, prompt: str, max_new_tokens: int = 60, seed: int 
     room = model.config.n_positions - inputs["input_ids"].shape[1]
     if room < 1:
         raise ValueError(
-            f"the prompt has {inputs['input_ids'].shape[1]} tokens, the model {model.config.n_positions} positions: give a "
-            "shorter one"
+            f"the prompt has {inputs['input_ids'].shape[1]} tokens, the model {model.config.n_positions} positions: "
+            "give a shorter one"
         )
     torch.manual_seed(seed)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -125,7 +128,7 @@ def show(run: Run) -> None:
     if importlib.util.find_spec("matplotlib"):
         print(f"plot        {plot(folder)}")
     else:
-        print("plot        none: matplotlib is not installed (pip install matplotlib), then python -m gpt2_variants report")
+        print("plot        none: pip install matplotlib, then python -m gpt2_variants report " + str(folder))
     print(f"model       {folder / 'model'}")
     if run.preset == "demo":
         print(f"sample      {sample(folder / 'model', DEMO_PROMPT)!r}")

@@ -20,7 +20,7 @@ from .registry import SIZES, VARIANTS, Variant
 
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
-# What `experimental_setup.md` and `variants.md` fix (seed), and a model that trains within minutes on 2 CPU cores (demo).
+# What `experimental_setup.md` and `variants.md` fix (seed), and a model that trains in minutes on 2 CPU cores (demo).
 # Batch, optimizer, clipping and precision of the seed recipe stand in ds_configs/.
 PRESETS: dict[str, dict[str, Any]] = {
     "seed": {
@@ -53,12 +53,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # The sections DeepSpeed 0.19 reads; it ignores any other key without a word.
 DS_KEYS = frozenset(
-    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler bf16 fp16 amp
-    gradient_clipping zero_optimization steps_per_print wall_clock_breakdown memory_breakdown dump_state timers
-    communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients data_types seq_parallel_size
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing flops_profiler tensorboard
-    wandb csv_monitor comet comms_logger autotuning elasticity data_efficiency checkpoint compression_training aio
-    compile tensor_parallel disable_allgather torch_autocast seed hybrid_engine nebula""".split()
+    (
+        "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler bf16 fp16 amp "
+        "gradient_clipping zero_optimization steps_per_print wall_clock_breakdown memory_breakdown dump_state timers "
+        "communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients data_types aio compile "
+        "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing flops_profiler tensorboard "
+        "wandb csv_monitor comet comms_logger autotuning elasticity data_efficiency checkpoint compression_training "
+        "tensor_parallel disable_allgather torch_autocast seed seq_parallel_size hybrid_engine nebula"
+    ).split()
 )
 
 
@@ -189,7 +191,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
             group.add_argument(f"--{f.name}", nargs="*", metavar="FIELD=VALUE", help=help_text)
         else:
             group.add_argument(f"--{f.name}", metavar=f.type.__name__.upper(), help=help_text)
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it; the environment has it
+    parser.add_argument(
+        "--local_rank", help=argparse.SUPPRESS
+    )  # DeepSpeed's launcher passes it; the environment has it
     return parser
 
 
@@ -207,7 +211,7 @@ def parse(argv: list[str] | None = None) -> Run:
             lines.append(f"--{f.name} {err}")
     if "variant" not in given or given["variant"] is None:
         lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
-    if "variant" not in values or "preset" in given and given["preset"] is not None and "preset" not in values:
+    if "variant" not in values or ("preset" in given and given["preset"] is not None and "preset" not in values):
         raise Faults(lines)
     run = resolve(Run(**values))
     lines += faults(run)
@@ -331,14 +335,16 @@ def _installation_faults(run: Run) -> list[str]:
     lines = []
     if run.report_to == "wandb" and find_spec("wandb") is None:
         lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
-    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(run.attn_implementation)
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
+        run.attn_implementation
+    )
     if package:
         import torch
 
         if find_spec(package) is None or not torch.cuda.is_available():
             lines.append(
-                f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; install "
-                "it, or use sdpa"
+                f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; "
+                "install it, or use sdpa"
             )
     if run.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         lines.append("--compile: torch.compile needs a C++ compiler; install g++, or leave --compile out")
@@ -436,7 +442,9 @@ def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
         for key in config
         if key not in DS_KEYS
     ]
-    wrong = [k for k in ("optimizer", "scheduler", "zero_optimization", "bf16") if not isinstance(config.get(k, {}), dict)]
+    wrong = [
+        k for k in ("optimizer", "scheduler", "zero_optimization", "bf16") if not isinstance(config.get(k, {}), dict)
+    ]
     lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object" for key in wrong]
     if lines:
         raise Faults(lines)

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,10 @@ def _agree_on_checkpoint(run: Run, data: Data) -> Path | None:
 def _choose_checkpoint(run: Run, data: Data) -> tuple[Path | None, str | None]:
     if run.resume_from_checkpoint == "auto":
         path, passed_over = checkpoint.newest_valid(Path(run.output_dir) / "checkpoints")
-        print("\n".join([*passed_over, f"resuming from {path}" if path else "no checkpoint yet: starting"]), file=sys.stderr)
+        print(
+            "\n".join([*passed_over, f"resuming from {path}" if path else "no checkpoint yet: starting"]),
+            file=sys.stderr,
+        )
         if path is None:
             return None, None
     else:
@@ -218,7 +220,11 @@ def _git_commit() -> str | None:
     here = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return commit.stdout.strip()
     return None
@@ -327,7 +333,9 @@ class _Loop:
         folder = Path(self.options.output_dir)
         sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", self.step)]
         if self.options.report_to == "wandb":
-            run_id = self.record.facts.setdefault("wandb_run_id", f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}")
+            run_id = self.record.facts.setdefault(
+                "wandb_run_id", f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
+            )
             self.record.update(wandb_run_id=run_id)
             sinks.append(WandbSink(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
         return sinks
@@ -370,7 +378,12 @@ class _Loop:
                     tokens, now = self._tokens(self.step), self.clock.elapsed
                     speed = (tokens - window_tokens) / (now - window_start)
                     self._log(self._training_record(loss, rate, tokens, speed))
-                    progress.show(self.step, loss, speed, eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed)
+                    progress.show(
+                        self.step,
+                        loss,
+                        speed,
+                        eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed,
+                    )
                 self.clock.stop()
                 if due["eval"]:
                     self._evaluate(progress)
@@ -430,8 +443,8 @@ class _Loop:
         if step := int(steps):
             epoch, batch = divmod(step - 1, self.steps_per_epoch)
             raise NonFiniteLoss(
-                f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite; the last checkpoint before "
-                f"it is kept: resume with a lower --learning_rate, or with \"bf16\": {{\"enabled\": false}}"
+                f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite; the last checkpoint "
+                f'before it is kept: resume with a lower --learning_rate, or with "bf16": {{"enabled": false}}'
             )
 
     def _training_record(self, loss: float, rate: float, tokens: int, speed: float) -> dict[str, Any]:
@@ -588,7 +601,11 @@ def _float32_state_dict(engine) -> dict[str, torch.Tensor]:
     for name, parameter in engine.module.named_parameters():
         master = masters.get(id(parameter))
         if master is None:
-            master = safe_get_full_fp32_param(parameter) if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id") else parameter
+            master = (
+                safe_get_full_fp32_param(parameter)
+                if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
+                else parameter
+            )
         weights[name] = master.detach().float().cpu().clone()
     return weights
 

@@ -98,7 +98,9 @@ def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_pat
         return out.fill_(math.nan) if out.is_floating_point() and not out.is_meta else out
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch, "empty_like", lambda x, **kwargs: poisoned(x.shape, **{"dtype": x.dtype, "device": x.device, **kwargs}))
+    monkeypatch.setattr(
+        torch, "empty_like", lambda x, **kwargs: poisoned(x.shape, **{"dtype": x.dtype, "device": x.device, **kwargs})
+    )
     loaded = type(model).from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)

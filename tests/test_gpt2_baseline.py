@@ -6,7 +6,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2_variants.models.modeling_gpt2_baseline import GPT2BaselineLMHeadModel
 
-CONFIG = {"n_layer": 3, "n_embd": 32, "n_head": 4, "vocab_size": 67, "n_positions": 48, "bos_token_id": 0, "eos_token_id": 0}
+CONFIG = {
+    "n_layer": 3,
+    "n_embd": 32,
+    "n_head": 4,
+    "vocab_size": 67,
+    "n_positions": 48,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def pair():
@@ -49,5 +57,7 @@ def test_checkpoints_are_exchangeable(tmp_path):
     stock, ours = pair()
     ours.save_pretrained(tmp_path / "ours")
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
-    assert all(torch.equal(a, b) for a, b in zip(stock.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(stock.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     assert GPT2BaselineLMHeadModel.from_pretrained(GOLDEN / "gpt2").num_parameters() > 0

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "hub": {"registry", "run"},
     "report": {"run", "metrics"},
     "dry_run": {"run", "data", "metrics"},
-    **dict.fromkeys(("data", "evaluation", "checkpoint", "metrics"), set()),
+    **{alone: set() for alone in ("data", "evaluation", "checkpoint", "metrics")},
 }
 
 

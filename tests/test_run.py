@@ -34,8 +34,19 @@ def faults(ask, *more: str) -> list[str]:
 def test_the_seed_preset_is_the_recipe():
     """experimental_setup.md, field by field."""
     asked = run.resolve(run.Run(variant="gpt2", preset="seed"))
-    assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == ("wikitext-103", "gpt2-medium", 5, 0.1)
-    assert (asked.eval_steps, asked.save_steps, asked.logging_steps, asked.save_total_limit, asked.seed) == (500, 500, 100, 5, 42)
+    assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == (
+        "wikitext-103",
+        "gpt2-medium",
+        5,
+        0.1,
+    )
+    assert (asked.eval_steps, asked.save_steps, asked.logging_steps, asked.save_total_limit, asked.seed) == (
+        500,
+        500,
+        100,
+        5,
+        42,
+    )
     assert asked.report_to == "wandb"
     config = resolve_ds_config(asked, world=1, total_steps=8910)
     assert config["train_batch_size"] == config["train_micro_batch_size_per_gpu"] == 64
@@ -48,7 +59,13 @@ def test_the_seed_preset_is_the_recipe():
     assert schedule["warmup_type"] == "linear"
     assert (schedule["warmup_num_steps"], schedule["total_num_steps"], schedule["warmup_max_lr"]) == (891, 8910, 1e-4)
     model = asked.make_config(50257)
-    assert (model.n_layer, model.n_embd, model.n_head, model.n_positions, model.resid_pdrop) == (24, 1024, 16, 1024, 0.1)
+    assert (model.n_layer, model.n_embd, model.n_head, model.n_positions, model.resid_pdrop) == (
+        24,
+        1024,
+        16,
+        1024,
+        0.1,
+    )
 
 
 @pytest.mark.parametrize(("variant", "block_size"), [("gpt2", 1024), ("duo_predict", 512)])
@@ -87,8 +104,14 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
     path.write_text(json.dumps(given))
     config = resolve_ds_config(ask("--deepspeed_config", str(path)), 1, 10)
     assert (config["train_batch_size"], config["optimizer"]["params"]["lr"]) == (24, 5e-4)
-    config = resolve_ds_config(ask("--deepspeed_config", str(path), "--train_batch_size", "6", "--learning_rate", "1"), 1, 10)
-    assert (config["train_batch_size"], config["optimizer"]["params"]["lr"], config["scheduler"]["params"]["warmup_max_lr"]) == (6, 1, 1)
+    config = resolve_ds_config(
+        ask("--deepspeed_config", str(path), "--train_batch_size", "6", "--learning_rate", "1"), 1, 10
+    )
+    assert (
+        config["train_batch_size"],
+        config["optimizer"]["params"]["lr"],
+        config["scheduler"]["params"]["warmup_max_lr"],
+    ) == (6, 1, 1)
     config = resolve_ds_config(ask(), 1, 10)
     assert config["train_batch_size"] == run.PRESETS["demo"]["train_batch_size"]
 
@@ -109,7 +132,10 @@ def test_every_shipped_json_resolves(ask):
         (("--learning_rate", "nan"), "--learning_rate nan"),
         (("--warmup_ratio", "2"), "--warmup_ratio 2.0: a part"),
         (("--size", "huge"), "--size huge: not known; one of nano, gpt2,"),
-        (("--model_args", "layers=3"), "--model_args layers: duo_predict has no such config field; it has vocab_size, "),
+        (
+            ("--model_args", "layers=3"),
+            "--model_args layers: duo_predict has no such config field; it has vocab_size, ",
+        ),
         (("--model_args", "n_layer"), "--model_args n_layer: not of the form FIELD=VALUE"),
         (("--model_args", "n_layer=two"), "--model_args: Validation error for field 'n_layer'"),
         (("--model_args", "n_embd=100", "n_head=3"), "n_embd=100: not a multiple of n_head=3"),
@@ -169,14 +195,18 @@ def test_a_folder_with_a_run_or_with_other_files_is_refused(ask, tmp_path):
 
 
 def test_all_faults_are_told_at_once(ask):
-    lines = faults(ask, "--max_steps", "-3", "--dataset", "gone.txt", "--deepspeed_config", "gone.json", "--model_args", "foo=1")
+    lines = faults(
+        ask, "--max_steps", "-3", "--dataset", "gone.txt", "--deepspeed_config", "gone.json", "--model_args", "foo=1"
+    )
     assert len(lines) == 4
     for part in ("--max_steps -3", "gone.txt", "gone.json", "--model_args foo"):
         assert sum(part in line for line in lines) == 1
 
 
 def command(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "train_ds.py"), *arguments], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_ds.py"), *arguments], capture_output=True, text=True, cwd=cwd
+    )
 
 
 def test_the_command_tells_faults_on_stderr_and_writes_nothing(tmp_path):

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from conftest import ROOT, finish, launch, metrics
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from gpt2_variants import VARIANTS
-from gpt2_variants import training
+from gpt2_variants import VARIANTS, training
 from gpt2_variants.data import load
 from gpt2_variants.run import parse
 
@@ -57,7 +56,9 @@ def reference_losses(run, steps: int) -> list[float]:
     model = VARIANTS[run.variant].model_class._from_config(config, attn_implementation="eager").train()
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0}], lr=run.learning_rate)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0}], lr=run.learning_rate
+    )
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(run.warmup_ratio * run.max_steps), run.max_steps)
     per_epoch, losses = math.ceil(len(data.train) / 8), []
     for step in range(steps):
@@ -113,7 +114,9 @@ def test_a_run_leaves_what_the_interface_says(tiny_run, tmp_path):
     facts = record(folder)
     assert facts["status"] == "finished"
     assert facts["starts"][0]["world_size"] == 1
-    assert facts["num_parameters"] == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder / "model").parameters())
+    assert facts["num_parameters"] == sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(folder / "model").parameters()
+    )
     assert "auto" not in (folder / "ds_config.json").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training_keys = {"step", "elapsed_seconds", "loss", "learning_rate", "grad_norm", "epoch", "tokens"}
@@ -141,8 +144,19 @@ def interrupt_at(monkeypatch, step: int):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_interrupted_run_goes_on_bit_for_bit(stage, tiny_run, ds_json, tmp_path):
     """Dropout on, bf16, in the middle of the second epoch and between two evaluations."""
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
-    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero if stage == 3 else {"stage": stage}), "--max_steps", "13"]
+    zero = {
+        "stage": stage,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+    options = [
+        *tiny_run,
+        "--deepspeed_config",
+        ds_json(zero_optimization=zero if stage == 3 else {"stage": stage}),
+        "--max_steps",
+        "13",
+    ]
     whole = train(options, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 7)
@@ -161,7 +175,9 @@ def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
     from safetensors.torch import load_file
 
     exported = load_file(train(tiny_run, tmp_path / "run", "--max_steps", "6") / "model" / "model.safetensors")
-    saved = torch.load(tmp_path / "run/checkpoints/step-00000006/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    saved = torch.load(tmp_path / "run/checkpoints/step-00000006/mp_rank_00_model_states.pt", weights_only=False)[
+        "module"
+    ]
     assert exported.keys() == saved.keys() - {"lm_head.weight"}
     for name, weight in exported.items():
         assert weight.dtype == torch.float32
@@ -180,7 +196,7 @@ def test_the_export_loads_without_the_package(tiny_run, tmp_path):
         assert importlib.util.find_spec("gpt2_variants") is None
         from transformers import AutoModelForCausalLM, AutoTokenizer
         model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
         ids, expected = torch.load(sys.argv[2])
         assert torch.equal(model(ids).logits, expected)
         assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1
@@ -218,7 +234,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd)
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(("--seed", "7"), "seed=42, not"), (("--train_batch_size", "16"), "train_batch_size=8"), (("--block_size", "16"), "block_size=32")],
+    [
+        (("--seed", "7"), "seed=42, not"),
+        (("--train_batch_size", "16"), "train_batch_size=8"),
+        (("--block_size", "16"), "block_size=32"),
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, tmp_path, capfd):
     folder = train(tiny_run, tmp_path / "run", "--max_steps", "2")
@@ -251,7 +271,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch
 def test_gradient_accumulation_and_checkpointing_change_nothing(tiny_run, ds_json, tmp_path):
     options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--max_steps", "8"]
     plain = train(options, tmp_path / "plain")
-    for name, more in (("accumulated", ("--per_device_train_batch_size", "2", "--train_batch_size", "8")), ("checkpointed", ("--gradient_checkpointing",))):
+    for name, more in (
+        ("accumulated", ("--per_device_train_batch_size", "2", "--train_batch_size", "8")),
+        ("checkpointed", ("--gradient_checkpointing",)),
+    ):
         other = train(options, tmp_path / name, *more)
         for a, b in zip(metrics(plain), metrics(other), strict=True):
             for key in ("loss", "eval_loss", "eval_infill_loss"):
@@ -265,7 +288,17 @@ def test_a_short_last_batch_is_a_true_mean(tiny_run, ds_json, tmp_path, corpus):
     run = parse(["--variant", "gpt2", *options, "--output_dir", str(tmp_path / "x"), "--num_train_epochs", "1"])
     data = load(run.dataset, run.tokenizer, run.block_size)
     size = len(data.train) // 2 + 3  # two steps an epoch, the second one short
-    folder = train(options, tmp_path / "run", "--train_batch_size", str(size), "--num_train_epochs", "1", "--learning_rate", "0", variant="gpt2")
+    folder = train(
+        options,
+        tmp_path / "run",
+        "--train_batch_size",
+        str(size),
+        "--num_train_epochs",
+        "1",
+        "--learning_rate",
+        "0",
+        variant="gpt2",
+    )
     first, second = (r for r in metrics(folder) if "loss" in r)
     assert second["tokens"] == len(data.train) * 32
     assert (first["epoch"], second["epoch"]) == (0.5, 1.0)
@@ -279,7 +312,16 @@ def test_a_short_last_batch_is_a_true_mean(tiny_run, ds_json, tmp_path, corpus):
 
 def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
     """Float32, 1e-5 over two epochs with a short last batch each; evaluation with a last batch that does not divide."""
-    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--train_batch_size", "200", "--max_steps", "12"]
+    options = [
+        *tiny_run,
+        *NO_DROPOUT,
+        "--deepspeed_config",
+        ds_json(**FLOAT32),
+        "--train_batch_size",
+        "200",
+        "--max_steps",
+        "12",
+    ]
     one = train(options, tmp_path / "one")
     results = finish(launch(2, ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "two")]))
     assert [code for code, _ in results] == [0, 0], results
@@ -305,7 +347,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert [code for code, _ in results] == [143, 143], results
     stopped = record(folder)
     assert stopped["status"] == "interrupted"
-    assert f"resume_from_checkpoint auto" in results[0][1]
+    assert "resume_from_checkpoint auto" in results[0][1]
     again = finish(launch(2, [*options, "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]))
     assert [code for code, _ in again] == [0, 0], again
     assert metrics(folder) == metrics(tmp_path / "whole")
@@ -314,7 +356,14 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
 def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
     import subprocess
 
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29611", str(ROOT / "train_ds.py")]
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        "29611",
+        str(ROOT / "train_ds.py"),
+    ]
     command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert out.returncode == 0, out.stderr
@@ -331,9 +380,28 @@ def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
     folder = tmp_path / "run"
     import subprocess
 
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29612", str(ROOT / "train_ds.py")]
-    command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
-    runner = subprocess.Popen([*command, "--output_dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        "29612",
+        str(ROOT / "train_ds.py"),
+    ]
+    command += [
+        "--variant",
+        "duo_predict",
+        *tiny_run,
+        "--max_steps",
+        "100000",
+        "--eval_steps",
+        "100000",
+        "--save_steps",
+        "100000",
+    ]
+    runner = subprocess.Popen(
+        [*command, "--output_dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+    )
     try:
         deadline = time.time() + 90
         while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 3):

@@ -28,7 +28,7 @@ class TokenScores(NamedTuple):
     """How one stream of predictions did, prediction by prediction.
 
     Attributes:
-        nll: (B, N) negative log-likelihood of the target in nats, float32 (float64 for a float64 model); 0 where ignored.
+        nll: (B, N) negative log-likelihood of the target in nats, float32 or better; 0 where ignored.
         correct: (B, N) bool, the most probable token is the target; None unless asked for.
         valid: (B, N) bool, False where the label was -100.
     """
@@ -52,7 +52,7 @@ class VariantOutput(CausalLMOutputWithCrossAttentions):
 class LMHead(nn.Linear):
     """The tied output projection, which can also score targets without materialising the (N, V) logits.
 
-    Scoring is a `forward` of this module, not a function over its weight, so that ZeRO stage 3 gathers the weight for it.
+    Scoring is a `forward` of this module, not a function over its weight, so that ZeRO stage 3 gathers the weight.
     """
 
     def forward(
@@ -181,7 +181,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Stream -> final hidden states (B, N, E) and the targets (B, N) they are to predict.
 
-        `labels` (B, S) are aligned with `input_ids`, as in transformers: the shift to the next token happens here, once.
+        `labels` (B, S) are aligned with `input_ids`, as in transformers: the shift to the next token happens here.
         """
         hidden = self.transformer(input_ids, **kwargs).last_hidden_state
         return {"next_token": (hidden[:, :-1], labels[:, 1:])}
@@ -209,7 +209,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             labels: (B, S) aligned with `input_ids`; -100 is ignored.
             skip_logits: return the loss alone; the (B, S, V) logits are never materialised.
             return_token_scores: return the scores of every prediction as well; implies `skip_logits`.
-            num_items_in_batch: the loss is the sum over the predictions divided by this number; by default by their count.
+            num_items_in_batch: divides the sum over the predictions; by default their count.
 
         Raises:
             ValueError: `skip_logits` or `return_token_scores` without `labels`.
@@ -248,9 +248,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         return self(input_ids, labels=labels, return_token_scores=True, **kwargs).token_scores
 
 
-def mean_loss(
-    scores: dict[str, TokenScores], num_items_in_batch: torch.Tensor | float | None = None
-) -> torch.Tensor:
+def mean_loss(scores: dict[str, TokenScores], num_items_in_batch: torch.Tensor | float | None = None) -> torch.Tensor:
     """The mean over all predictions of all streams: a scalar, in nats. Ignored ones count in neither sum."""
     total = sum(s.nll.sum() for s in scores.values())
     if num_items_in_batch is None:

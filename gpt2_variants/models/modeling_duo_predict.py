@@ -4,9 +4,9 @@ What differs from GPT-2 (`variants.md`, section 3): beside the tokens t_1..t_S r
 the same weights. m_k carries the embedding of one extra vocabulary entry and the position embedding of t_k; it attends
 to t_1..t_{k-1}, to t_{k+1} and to itself, and predicts t_k. The token stream is plain GPT-2 and never sees a mask slot.
 
-The published code lets m_k attend to t_{k+1} in every layer. From the second layer on that leaks: t_{k+1} has attended to
-t_k by then, and m_k reads the very token it is to predict out of its neighbour's state. With `leak_free` m_k sees t_{k+1}
-in the first layer only, where the neighbour's state is its embedding. Same weights, same cost.
+The published code lets m_k attend to t_{k+1} in every layer. From the second layer on that leaks: t_{k+1} has attended
+to t_k by then, and m_k reads the very token it is to predict out of its neighbour's state. With `leak_free` m_k sees
+t_{k+1} in the first layer only, where the neighbour's state is its embedding. Same weights, same cost.
 
 The two streams lie one after the other, t_1..t_S m_1..m_{S-1}, along the sequence axis. Without labels only the token
 stream exists, and the model is an ordinary causal LM.
@@ -90,7 +90,7 @@ class DuoPredictAttention(VariantAttention):
     """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`."""
 
     def attend(self, query, key, value, attention_mask, infill_mask: torch.Tensor | None = None, **kwargs):
-        """As `VariantAttention.attend`; with `infill_mask` (B or 1, 1, S-1, 2S-1), over both streams (2S-1 positions)."""
+        """As `VariantAttention.attend`; with `infill_mask` (B or 1, 1, S-1, 2S-1), over both streams."""
         if infill_mask is None:
             return super().attend(query, key, value, attention_mask, **kwargs)
         num_tokens = infill_mask.shape[-2] + 1
@@ -212,7 +212,9 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
                 **kwargs,
             )
         if not (past_key_values is inputs_embeds is token_type_ids is None):
-            raise ValueError("with labels, duo-predict takes whole sequences of input_ids: no cache, embeddings or token types")
+            raise ValueError(
+                "with labels, duo-predict takes whole sequences of input_ids: no cache, embeddings or token types"
+            )
         tokens, slots = self.transformer(
             input_ids, infill=True, attention_mask=attention_mask, position_ids=position_ids
         )

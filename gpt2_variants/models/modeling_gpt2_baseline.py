@@ -1,4 +1,4 @@
-"""The baseline: GPT-2, unchanged. Its checkpoints are stock `GPT2LMHeadModel` checkpoints and load without this package."""
+"""The baseline: GPT-2, unchanged. Its checkpoints are those of stock `GPT2LMHeadModel`."""
 
 from transformers import GPT2Config
 
