@@ -124,7 +124,7 @@ def test_every_shipped_json_resolves(ask):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--block_size", "512"), "--block_size 512: the model has 256 positions"),
+        (("--block_size", "513"), "--block_size 513: the model has 512 positions"),
         (("--block_size", "1"), "--block_size 1: at least 2 tokens"),
         (("--block_size", "x"), "--block_size x: not a whole number"),
         (("--max_steps", "0"), "--max_steps 0: at least 1"),
