@@ -49,7 +49,9 @@ def test_report_prints_the_figures_and_draws_the_plot_anew(run, capsys):
 def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(run, capsys):
     outs = []
     for seed in ("1", "1", "2"):
-        assert __main__.main(["generate", "--model", str(run[0] / "model"), "--prompt", "The time", "--seed", seed]) == 0
+        assert (
+            __main__.main(["generate", "--model", str(run[0] / "model"), "--prompt", "The time", "--seed", seed]) == 0
+        )
         outs.append(capsys.readouterr().out)
     assert outs[0].startswith("The time")
     assert outs[0] == outs[1] != outs[2]

@@ -201,3 +201,22 @@ def test_a_mask_outside_the_vocabulary_is_an_error(mask_token_id):
 def test_one_token_has_no_right_neighbour():
     with pytest.raises(ValueError, match="at least 2 tokens"):
         tiny("duo_predict")(torch.tensor([[1]]), labels=torch.tensor([[1]]))
+
+
+@pytest.mark.slow
+def test_on_random_tokens_only_the_published_pattern_can_learn_to_infill():
+    """Tokens drawn uniformly tell nothing of each other: whoever beats log V has seen the answer."""
+    losses = {}
+    for leak_free in (True, False):
+        fields = {"vocab_size": 17, "n_embd": 64, "n_positions": 16, "initializer_range": 0.1, "leak_free": leak_free}
+        model = tiny("duo_predict", **fields, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(500):
+            ids = torch.randint(0, 16, (32, 16), generator=torch.Generator().manual_seed(step))
+            out = model(ids, labels=ids)
+            optimizer.zero_grad()
+            out.loss.backward()
+            optimizer.step()
+        losses[leak_free] = out.infill_loss.item()
+    assert losses[True] > math.log(16) - 0.05
+    assert losses[False] < 0.1
