@@ -45,8 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_steps": 100,
         "save_steps": 100,
         "logging_steps": 10,
-        # GPT-2's 0.02 suits a width of 1024; at nano's it leaves attention flat for most of a run this short (validation
-        # perplexity 360 instead of 250). Dropout costs a quarter of a CPU step.
+        # GPT-2's 0.02 suits a width of 1024; at nano's it leaves attention flat for most of a run this short
+        # (validation perplexity 360 instead of 250). Dropout costs a quarter of a CPU step.
         "model_args": {"initializer_range": 0.05, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     },
 }
