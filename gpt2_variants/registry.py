@@ -58,15 +58,15 @@ class Variant:
         own = (f for f in dataclasses.fields(self.config_class) if f.name not in general)
         return {f.name: f.type for f in own if not f.name.startswith("summary_")}
 
-    def make_config(self, size: str, vocab_size: int, n_positions: int, **fields):
-        """The config at `size` for a tokenizer of `vocab_size` entries; `fields` win over everything.
+    def make_config(self, size: str, tokenizer_size: int, n_positions: int, **fields):
+        """The config at `size` for a tokenizer of `tokenizer_size` entries; `fields` win over everything.
 
         Raises:
             ValueError: from the config class, when a field does not fit.
         """
         values = {
             **SIZES[size],
-            "vocab_size": vocab_size + self.extra_vocabulary,
+            "vocab_size": tokenizer_size + self.extra_vocabulary,
             "n_positions": n_positions,
             **self.overrides,
             **fields,

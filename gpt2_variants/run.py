@@ -153,10 +153,10 @@ class Run:
                 return path
         return Path(given)
 
-    def make_config(self, vocab_size: int):
-        """The model's config for a tokenizer of `vocab_size` entries. Raises `Faults`."""
+    def make_config(self, tokenizer_size: int):
+        """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
         fields = {"n_positions": self.spec.block_size, "bos_token_id": None, "eos_token_id": None, **self.model_args}
-        config = self.spec.make_config(self.size, fields.pop("vocab_size", vocab_size), **fields)
+        config = self.spec.make_config(self.size, tokenizer_size, **fields)
         config.use_cache = False
         return config
 
@@ -379,7 +379,7 @@ def _model_faults(run: Run) -> list[str]:
     if lines:
         return lines
     try:
-        config = run.make_config(vocab_size=50257)
+        config = run.make_config(tokenizer_size=50257)
     except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
         return [f"--model_args: {' '.join(str(err).split())}"]
     for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):

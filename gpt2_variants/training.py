@@ -111,13 +111,15 @@ def _init_distributed() -> None:
     if not torch.cuda.is_available():
         # Training never uses this op; building it needs a compiler, and each rank leaks 66 MiB of shared memory.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before NCCL's first collective takes the current one
     if not dist.is_initialized():
         deepspeed.init_distributed()
         atexit.register(dist.destroy_process_group)
 
 
 def _identity(run: Run, data: Data) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be gone on from: it decides the weights' shapes or the data's order."""
+    """What must be the same to go on from a checkpoint: it decides the weights, the data order, how states are cut."""
     return {
         "variant": run.variant,
         "size": run.size,
@@ -126,6 +128,8 @@ def _identity(run: Run, data: Data) -> dict[str, Any]:
         "data": data.fingerprint,
         "train_batch_size": _batch_size(run),
         "seed": run.seed,
+        "world_size": world_size(),
+        "zero_stage": resolve_ds_config(run, world_size(), total_steps=1).get("zero_optimization", {}).get("stage", 0),
     }
 
 
@@ -324,18 +328,17 @@ class _Loop:
                 print(f"interrupted: {reason}; go on with --resume_from_checkpoint auto", file=sys.stderr)
             trained.exit_code = 128 + signal_number
             return trained
-        state_dict = _float32_state_dict(self.engine)
-        trained.state_dict = state_dict if self.rank == 0 else None
-        self.record.update(final_eval=self.last_figures, train_seconds=round(self.clock.elapsed, 3))
+        trained.state_dict = _float32_state_dict(self.engine)
+        if self.last_figures:  # a finished run that is resumed has nothing left to evaluate
+            self.record.update(final_eval=self.last_figures, train_seconds=round(self.clock.elapsed, 3))
         return trained
 
     def _open_sinks(self) -> list[Sink]:
         folder = Path(self.options.output_dir)
         sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", self.step)]
         if self.options.report_to == "wandb":
-            run_id = self.record.facts.setdefault(
-                "wandb_run_id", f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
-            )
+            new_id = f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
+            run_id = self.record.facts.get("wandb_run_id", new_id)
             self.record.update(wandb_run_id=run_id)
             sinks.append(WandbSink(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
         return sinks
@@ -355,7 +358,6 @@ class _Loop:
         )
         micro_batches = iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
         progress = _Progress(self.step, self.total_steps, shown=self.rank == 0)
-        saved_at = self.step
         self.engine.train()
         self.clock.start()
         window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
@@ -389,7 +391,6 @@ class _Loop:
                     self._evaluate(progress)
                 if due["save"]:
                     self._save()
-                    saved_at = self.step
                 self.clock.start()
                 if due["log"] or due["eval"] or due["save"]:
                     window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
@@ -397,8 +398,6 @@ class _Loop:
                     self.clock.stop()
                     return stop
         self.clock.stop()
-        if saved_at != self.step:
-            self._save()
         return 0
 
     def _optimizer_step(self, micro_batches) -> torch.Tensor:
@@ -491,7 +490,7 @@ class _Loop:
                 "elapsed_seconds": self.clock.elapsed,
                 "rng": states,
             },
-            manifest={"identity": _identity(self.options, self.data), "world_size": self.world},
+            manifest={"identity": _identity(self.options, self.data)},
             keep=self.options.save_total_limit,
         )
 
@@ -499,8 +498,7 @@ class _Loop:
         state = checkpoint.load(self.engine, path)
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
-        if len(state["rng"]) == self.world:
-            _set_rng_state(state["rng"][self.rank])
+        _set_rng_state(state["rng"][self.rank])
 
 
 class _Progress:
@@ -589,8 +587,8 @@ def _take_over_schedule(ds_config: dict):
     return given, lambda opt: get_linear_schedule_with_warmup(opt, warmup, total)
 
 
-def _float32_state_dict(engine) -> dict[str, torch.Tensor]:
-    """Name -> float32 master weight on the CPU, whole on every rank. A collective."""
+def _float32_state_dict(engine) -> dict[str, torch.Tensor] | None:
+    """Name -> float32 master weight on the CPU, on rank 0; None elsewhere. A collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     masters = {}
@@ -599,15 +597,15 @@ def _float32_state_dict(engine) -> dict[str, torch.Tensor]:
             masters.update({id(half): full for half, full in zip(halves, fulls, strict=True)})
     weights = {}
     for name, parameter in engine.module.named_parameters():
-        master = masters.get(id(parameter))
-        if master is None:
-            master = (
-                safe_get_full_fp32_param(parameter)
-                if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-                else parameter
-            )
-        weights[name] = master.detach().float().cpu().clone()
-    return weights
+        if id(parameter) in masters:
+            weight = masters[id(parameter)]
+        elif hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):  # ZeRO stages 1 and 2; stage 3
+            weight = safe_get_full_fp32_param(parameter)
+        else:  # float32 without ZeRO: the parameter is its own master
+            weight = parameter
+        if engine.global_rank == 0:
+            weights[name] = weight.detach().float().cpu().clone()
+    return weights or None
 
 
 def _seed(seed: int) -> None:

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def tiny(variant: str, seed: int = 0, attn_implementation: str = "sdpa", **fields):
     """A small model of `variant` in eval mode: 2 layers, width 32, 4 heads, 48 positions, a tokenizer of 67 entries."""
     values = {"n_layer": 2, "n_embd": 32, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, **fields}
-    config = VARIANTS[variant].make_config("nano", values.pop("vocab_size", 67), **{"n_positions": 48, **values})
+    config = VARIANTS[variant].make_config("nano", 67, **{"n_positions": 48, **values})
     torch.manual_seed(seed)
     return VARIANTS[variant].model_class._from_config(config, attn_implementation=attn_implementation).eval()
 

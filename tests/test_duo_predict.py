@@ -208,7 +208,7 @@ def test_on_random_tokens_only_the_published_pattern_can_learn_to_infill():
     """Tokens drawn uniformly tell nothing of each other: whoever beats log V has seen the answer."""
     losses = {}
     for leak_free in (True, False):
-        fields = {"vocab_size": 16, "n_embd": 64, "n_positions": 16, "initializer_range": 0.1, "leak_free": leak_free}
+        fields = {"vocab_size": 17, "n_embd": 64, "n_positions": 16, "initializer_range": 0.1, "leak_free": leak_free}
         model = tiny("duo_predict", **fields, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for step in range(500):

@@ -238,16 +238,42 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd)
         (("--seed", "7"), "seed=42, not"),
         (("--train_batch_size", "16"), "train_batch_size=8"),
         (("--block_size", "16"), "block_size=32"),
+        (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "zero_stage=1, not"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, tmp_path, capfd):
+def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_json, tmp_path, capfd):
     folder = train(tiny_run, tmp_path / "run", "--max_steps", "2")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    train(tiny_run, folder, "--max_steps", "4", "--resume_from_checkpoint", "auto", *change, code=2)
+    option, value = change
+    value = ds_json(**value) if isinstance(value, dict) else value
+    options = [*tiny_run, "--max_steps", "4", "--resume_from_checkpoint", "auto", option, value]
+    train(options, folder, code=2)
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert message in errors[0]
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_another_number_of_ranks_is_refused(tiny_run, tmp_path):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant="gpt2")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    options = ["--variant", "gpt2", *tiny_run, "--max_steps", "4", "--output_dir", str(folder)]
+    results = finish(launch(2, [*options, "--resume_from_checkpoint", "auto"]))
+    assert [code for code, _ in results] == [2, 2], results
+    assert results[0][1].count("error:") == 1
+    assert "world_size=1, not world_size 2" in results[0][1]
+    assert "error:" not in results[1][1]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_resuming_a_finished_run_loses_nothing(tiny_run, tmp_path):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "3")
+    first, weights_before = record(folder), weights(folder)
+    lines = metrics(folder)
+    train(tiny_run, folder, "--max_steps", "3", "--resume_from_checkpoint", "auto")
+    assert record(folder)["final_eval"] == first["final_eval"]
+    assert metrics(folder) == lines
+    assert all(torch.equal(w, weights(folder)[k]) for k, w in weights_before.items())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch, capfd):
