@@ -1,10 +1,12 @@
 """What a run hands on: a folder that `from_pretrained` loads without this package."""
 
+import copy
 import os
 import shutil
 from pathlib import Path
 
 import torch
+from transformers import GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 from .registry import VARIANTS, Variant
@@ -23,23 +25,21 @@ def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokeni
     Raises:
         ValueError: `state_dict` lacks a weight of the model or has one too many.
     """
+    config = copy.deepcopy(config)
+    config.use_cache = True
+    config.dtype = torch.float32
     with torch.device("meta"):
-        model = variant.model_class(config)
+        model = _exported_class(variant)(config)
     missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
     if set(missing) - {"lm_head.weight"} or unexpected:
         raise ValueError(f"weights do not fit {variant.name}: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-    model.config.use_cache = True
-    model.config.dtype = torch.float32
-    model.generation_config.bos_token_id = config.bos_token_id
-    model.generation_config.eos_token_id = config.eos_token_id
-    _attach_code(variant, model)
     disable_progress_bar()
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     if getattr(config, "mask_token_id", None) is not None:
-        tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer, aside))
+        tokenizer = copy.deepcopy(tokenizer)
         if config.mask_token_id == len(tokenizer):
             tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     tokenizer.save_pretrained(aside)
@@ -48,17 +48,13 @@ def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokeni
     os.rename(aside, folder)
 
 
-def _saved(tokenizer, folder: Path) -> Path:
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _attach_code(variant: Variant, model) -> None:
-    if variant.config_class.model_type == "gpt2":  # transformers' own GPT-2 loads it
-        model.config.architectures = ["GPT2LMHeadModel"]
-        return
+def _exported_class(variant: Variant) -> type:
+    """The class to save as: with its code, or transformers' own where it has the `model_type`."""
+    if variant.config_class.model_type == GPT2LMHeadModel.config_class.model_type:
+        return GPT2LMHeadModel
     variant.config_class.register_for_auto_class()
     variant.model_class.register_for_auto_class("AutoModelForCausalLM")
+    return variant.model_class
 
 
 def finish(run: Run, trained) -> None:

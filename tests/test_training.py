@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -185,32 +186,44 @@ def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
     assert any(not torch.equal(w, w.bfloat16().float()) for w in exported.values())
 
 
-def test_the_export_loads_without_the_package(tiny_run, tmp_path):
-    """In a clean process that cannot see gpt2_variants: same logits, generation, tokenizer with the mask token."""
-    folder = train(tiny_run, tmp_path / "run", "--max_steps", "3")
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_the_export_loads_without_the_package(variant, tiny_run, tmp_path):
+    """In a clean process that cannot see gpt2_variants: same logits, cached generation, tokenizer with its mask token.
+
+    The baseline's needs no trust_remote_code: it is stock GPT-2.
+    """
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "3", variant=variant)
     ids = torch.tensor([[5, 6, 7, 8]])
     ours = AutoModelForCausalLM.from_pretrained(folder / "model")
-    torch.save((ids, ours(ids).logits.detach()), tmp_path / "expected.pt")
+    with torch.no_grad():
+        torch.save((ids, ours(ids).logits), tmp_path / "expected.pt")
     code = """if True:
         import sys, torch, importlib.util
         assert importlib.util.find_spec("gpt2_variants") is None
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+        trust = {} if sys.argv[3] == "gpt2" else {"trust_remote_code": True}
+        model = AutoModelForCausalLM.from_pretrained(sys.argv[1], **trust)
+        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **trust)
         ids, expected = torch.load(sys.argv[2])
-        assert torch.equal(model(ids).logits, expected)
-        assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1
-        out = model.generate(**tokenizer("The time", return_tensors="pt"), max_new_tokens=5, pad_token_id=0)
-        print(type(model).__module__, tokenizer.decode(out[0]))
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, expected)
+        if hasattr(model.config, "mask_token_id"):
+            assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1
+        out = model.generate(
+            **tokenizer("The time", return_tensors="pt"), max_new_tokens=5, pad_token_id=0, return_dict_in_generate=True
+        )
+        assert out.past_key_values is not None
+        print(type(model).__module__, model.config.architectures, tokenizer.decode(out.sequences[0]))
     """
-    import subprocess
-
     site = Path(torch.__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(site), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-S", "-c", code, str(folder / "model"), str(tmp_path / "expected.pt")]
+    command = [sys.executable, "-S", "-c", code, str(folder / "model"), str(tmp_path / "expected.pt"), variant]
     out = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
-    assert out.stdout.startswith("transformers_modules")
+    if variant == "gpt2":
+        assert out.stdout.startswith("transformers.models.gpt2.modeling_gpt2 ['GPT2LMHeadModel'] The time")
+    else:
+        assert out.stdout.startswith("transformers_modules")
     assert "The time" in out.stdout
 
 
@@ -380,8 +393,6 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
 
 
 def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
-    import subprocess
-
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_gpus",
@@ -404,8 +415,6 @@ def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
     import psutil
 
     folder = tmp_path / "run"
-    import subprocess
-
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_gpus",
