@@ -51,11 +51,17 @@ class Variant:
         return self.model_class.config_class
 
     def config_fields(self) -> dict[str, Any]:
-        """Name -> annotation of every config field that shapes the model: GPT-2's and the variant's own."""
+        """Name -> annotation of every config field that a run may choose: GPT-2's and the variant's own.
+
+        Not those of other heads and uses (`summary_*`, cross-attention, untied embeddings), nor what the run itself
+        sets (the cache, the tokenizer's special ids).
+        """
         from transformers import PreTrainedConfig
 
-        general = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-        own = (f for f in dataclasses.fields(self.config_class) if f.name not in general)
+        not_chosen = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+        not_chosen |= {"add_cross_attention", "tie_word_embeddings", "use_cache"}
+        not_chosen |= {"bos_token_id", "eos_token_id", "pad_token_id"}
+        own = (f for f in dataclasses.fields(self.config_class) if f.name not in not_chosen)
         return {f.name: f.type for f in own if not f.name.startswith("summary_")}
 
     def make_config(self, size: str, tokenizer_size: int, n_positions: int, **fields):

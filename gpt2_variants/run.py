@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ def resolve(run: Run) -> Run:
         filled.pop("train_batch_size", None)
     filled["model_args"] = {**base.get("model_args", {}), **(run.model_args or {})}
     filled["output_dir"] = run.output_dir or f"runs/{run.variant}"
-    return dataclasses.replace(run, preset=preset, **filled)
+    return replace(run, preset=preset, **filled)
 
 
 def _stated_options(ds: dict) -> set[str]:
@@ -318,11 +318,15 @@ def read_ds_config(path: Path) -> dict:
 
 def faults(run: Run) -> list[str]:
     """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
-    lines = _number_faults(run) + _model_faults(run)
+    number_faults = _number_faults(run)
+    lines = number_faults + _model_faults(run)
     if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
         lines += check_source(run.dataset, run.tokenizer)
     try:
-        resolve_ds_config(run, world_size(), total_steps=max(run.max_steps or 1, 1))
+        if number_faults:  # numbers that are wrong cannot be filled in
+            read_ds_config(run.ds_config_path())
+        else:
+            resolve_ds_config(run, world_size(), total_steps=1)
     except Faults as err:
         lines += err.lines
     lines += _place_faults(run)
@@ -370,6 +374,8 @@ def _number_faults(run: Run) -> list[str]:
 
 
 def _model_faults(run: Run) -> list[str]:
+    from transformers.activations import ACT2FN
+
     known = run.spec.config_fields()
     lines = [
         f"--model_args {name}: {run.variant} has no such config field; it has {', '.join(known)}"
@@ -388,6 +394,10 @@ def _model_faults(run: Run) -> list[str]:
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         if not 0 <= getattr(config, name) < 1:
             lines.append(f"--model_args {name}={getattr(config, name)}: a probability below 1 is needed")
+    if config.activation_function not in ACT2FN:
+        lines.append(
+            f"--model_args activation_function={config.activation_function}: one of {', '.join(sorted(ACT2FN))}"
+        )
     if lines:
         return lines
     if config.n_embd % config.n_head:

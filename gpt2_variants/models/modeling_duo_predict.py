@@ -36,7 +36,7 @@ class DuoPredictGPT2Config(GPT2Config):
             The registry trains with True.
 
     Raises:
-        ValueError: `mask_token_id` is outside the vocabulary.
+        ValueError: `mask_token_id` is outside the vocabulary, or `leak_free` is not a bool.
     """
 
     model_type = "duo-predict-gpt2"
@@ -48,6 +48,8 @@ class DuoPredictGPT2Config(GPT2Config):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if not isinstance(self.leak_free, bool):
+            raise ValueError(f"leak_free={self.leak_free!r}: true or false is allowed")
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
         if not 0 <= self.mask_token_id < self.vocab_size:
