@@ -211,7 +211,7 @@ def test_on_random_tokens_only_the_published_pattern_can_learn_to_infill():
         fields = {"vocab_size": 17, "n_embd": 64, "n_positions": 16, "initializer_range": 0.1, "leak_free": leak_free}
         model = tiny("duo_predict", **fields, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        for step in range(500):
+        for step in range(800):  # the leak is found between 300 and 600, depending on the seed
             ids = torch.randint(0, 16, (32, 16), generator=torch.Generator().manual_seed(step))
             out = model(ids, labels=ids)
             optimizer.zero_grad()
