@@ -109,5 +109,35 @@ VARIANTS: dict[str, Variant] = {
             block_size=512,
             extra_vocabulary=1,
         ),
+        *(
+            Variant(
+                name=name,
+                family="drift_diffusion",
+                summary=summary,
+                module="modeling_drift_diffusion",
+                model="DDGPT2LMHeadModel",
+                overrides=MappingProxyType({"apply_drift": drift, "apply_diffusion": diffusion}),
+            )
+            for name, drift, diffusion, summary in (
+                ("drift", True, False, "heads' outputs pushed away from a learned baseline: a + sigmoid(d) (a - b)"),
+                ("diffusion", False, True, "learned noise on the heads' outputs in training: a + g eps"),
+                ("drift_diffusion", True, True, "drift, then diffusion"),
+            )
+        ),
+        *(
+            Variant(
+                name=name,
+                family="parallel",
+                summary=f"blocks in pairs on the same input, half the depth: {merged}",
+                module="modeling_parallel",
+                model="ParallelGPT2LMHeadModel",
+                overrides=MappingProxyType({"bottleneck_method": method}),
+            )
+            for name, method, merged in (
+                ("parallel", "mean", "(L + R) / 2"),
+                ("parallel_add", "add", "L + R"),
+                ("parallel_concat", "concat", "W [L; R] + c, shared by all pairs"),
+            )
+        ),
     )
 }

@@ -551,7 +551,7 @@ def _make_engine(run: Run, config, ds_config: dict):
         model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule
     )
     if run.compile or (run.compile is None and torch.cuda.is_available()):
-        for block in engine.module.transformer.h:
+        for block in engine.module.transformer.h.children():
             block.compile()
     _seed(run.seed + engine.global_rank)  # dropout differs between ranks
     return engine

@@ -55,6 +55,7 @@ def reference_losses(run, steps: int) -> list[float]:
     config = run.make_config(data.vocab_size)
     torch.manual_seed(run.seed)
     model = VARIANTS[run.variant].model_class._from_config(config, attn_implementation="eager").train()
+    torch.manual_seed(run.seed)  # rank 0's, for the noise of the diffusion variants
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(

@@ -100,6 +100,12 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
 class VariantAttention(GPT2Attention):
     """GPT-2's self-attention with the softmax part, `attend`, as a method of its own. Computes what GPT-2's does."""
 
+    def reset_own_parameters(self) -> None:
+        """Initialise the parameters that GPT-2's attention does not have; here there are none.
+
+        By `transformers.initialization`, whose functions leave alone what was loaded.
+        """
+
     def attend(
         self,
         query: torch.Tensor,
@@ -141,6 +147,11 @@ class ScaledInit:
         # transformers takes classes outside its own package for code that does not know its init flags, and then skips
         # modules without parameters of their own: GPT2Attention and GPT2MLP, whose turn is c_proj's 0.02 / sqrt(2 L).
         super()._initialize_weights(module)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VariantAttention):
+            module.reset_own_parameters()
 
 
 class VariantModel(ScaledInit, GPT2Model):
