@@ -68,6 +68,16 @@ def test_noise_in_training_only_fresh_each_call_the_same_with_the_same_seed(vari
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize("variant", ["diffusion", "drift_diffusion"])
+def test_every_backend_draws_the_same_noise(variant):
+    outs = []
+    for backend in ("sdpa", "eager"):
+        model = tiny(variant, attn_implementation=backend, **STILL).train()
+        torch.manual_seed(1)
+        outs.append(model(random_ids()).logits)
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+
+
 def test_initial_parameters():
     attention = tiny("drift_diffusion", n_embd=256).transformer.h[1].attn
     for parameter, std in ((attention.drift_param, 1), (attention.diffusion_param, 1), (attention.baseline, 1e-3)):

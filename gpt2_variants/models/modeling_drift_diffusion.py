@@ -62,7 +62,9 @@ class DDAttention(VariantAttention):
             from_baseline = heads if self.baseline is None else heads - self.baseline
             heads = heads + self.drift_param.sigmoid() * from_baseline
         if self.diffusion_param is not None and self.training:
-            heads = heads + self.diffusion_param * torch.randn_like(heads)
+            # not randn_like: it follows the strides, and the same seed would give each backend other noise
+            noise = torch.randn(heads.shape, dtype=heads.dtype, device=heads.device)
+            heads = heads + self.diffusion_param * noise
         return heads, weights
 
 
