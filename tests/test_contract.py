@@ -74,6 +74,10 @@ def test_no_prediction_depends_on_what_it_may_not_see_by_perturbation(variant):
                         assert moved[n] == 0, f"{stream} of token {target} sees token {changed}"
 
 
+def test_it_prints_its_blocks(variant):
+    assert "(c_attn): Conv1D" in repr(tiny(variant))
+
+
 def test_initialisation_is_gpt2s(variant):
     model = tiny(variant, n_layer=4, n_embd=128)
     assert model.lm_head.weight is model.transformer.wte.weight

@@ -47,6 +47,8 @@ class PairedBlocks(nn.ModuleList):
         blocks = super().__iter__()
         return (partial(self._run_pair, left, right) for left, right in zip(blocks, blocks, strict=True))
 
+    __repr__ = nn.Module.__repr__  # ModuleList's iterates, and would print pairs that hold this list again
+
     def _run_pair(self, left: nn.Module, right: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         return self._merge(left(hidden, *args, **kwargs), right(hidden, *args, **kwargs))
 
