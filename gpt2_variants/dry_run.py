@@ -1,13 +1,11 @@
 """What a run would be, said before it starts: steps, tokens, parameters, FLOPs, DeepSpeed config, memory per GPU."""
 
 import json
-import math
 
 import torch
 
-from .data import DataError, load
 from .metrics import flops_per_token
-from .run import Faults, Run, resolve_ds_config, world_size
+from .run import Run, load_data, plan, world_size
 
 # `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens; GPT-2's vocabulary.
 WIKITEXT_TOKENS = 116_739_072
@@ -21,17 +19,13 @@ def describe(run: Run) -> str:
         blocks, vocabulary = WIKITEXT_TOKENS // run.block_size, GPT2_VOCABULARY
         data_line = f"wikitext-103: about {blocks:,} blocks of {run.block_size} (not read for a dry run)"
     else:
-        try:
-            data = load(run.dataset, run.tokenizer, run.block_size)
-        except DataError as err:
-            raise Faults([str(err)]) from err
+        data = load_data(run)
         blocks, vocabulary, data_line = len(data.train), data.vocab_size, data.description
     config = run.make_config(vocabulary)
     with torch.device("meta"):
         model = run.spec.model_class(config)
-    batch = resolve_ds_config(run, world_size(), total_steps=1)["train_batch_size"]
-    steps = run.max_steps or math.ceil(run.num_train_epochs * math.ceil(blocks / batch))
-    ds_config = resolve_ds_config(run, world_size(), steps)
+    steps, ds_config = plan(run, blocks)
+    batch = ds_config["train_batch_size"]
     parameters = model.num_parameters()
     positions = model.positions(run.block_size)
     flops = flops_per_token(parameters, config.n_layer, config.n_embd, run.block_size, positions)

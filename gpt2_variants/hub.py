@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from .registry import VARIANTS, Variant
+from .registry import Variant
 from .run import Run, RunRecord
 
 MASK_TOKEN = "<|MASK|>"
@@ -62,7 +62,7 @@ def finish(run: Run, trained) -> None:
     folder = Path(run.output_dir)
     record = RunRecord(folder, writes=True)
     try:
-        export(VARIANTS[run.variant], trained.config, trained.state_dict, trained.tokenizer, folder / "model")
+        export(run.spec, trained.config, trained.state_dict, trained.tokenizer, folder / "model")
     except BaseException as err:
         record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
         raise

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .data import check_source
+from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
 
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
@@ -161,21 +161,16 @@ class Run:
         return config
 
 
-def options() -> list[dataclasses.Field]:
-    """The fields of `Run` that are options of the command line."""
-    return [f for f in dataclasses.fields(Run) if "help" in f.metadata]
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise Faults([f"{message} (see --help)"])
 
 
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
-    parser = _Parser(prog=prog, description="Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
+    parser = _Parser(description="Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
     groups: dict[str, Any] = {}
-    for f in options():
+    for f in dataclasses.fields(Run):
         title = f.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -190,9 +185,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
             group.add_argument(f"--{f.name}", nargs="*", metavar="FIELD=VALUE", help=help_text)
         else:
             group.add_argument(f"--{f.name}", metavar=f.type.__name__.upper(), help=help_text)
-    parser.add_argument(
-        "--local_rank", help=argparse.SUPPRESS
-    )  # DeepSpeed's launcher passes it; the environment has it
+    # DeepSpeed's launcher passes it; the environment has it too
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     return parser
 
 
@@ -201,16 +195,16 @@ def parse(argv: list[str] | None = None) -> Run:
     given = vars(make_parser().parse_args(argv))
     given.pop("local_rank")
     values, lines = {}, []
-    for f in options():
+    for f in dataclasses.fields(Run):
         if (text := given[f.name]) is None:
             continue
         try:
             values[f.name] = _convert(f, text)
         except ValueError as err:
             lines.append(f"--{f.name} {err}")
-    if "variant" not in given or given["variant"] is None:
+    if given["variant"] is None:
         lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
-    if "variant" not in values or ("preset" in given and given["preset"] is not None and "preset" not in values):
+    if "variant" not in values or (given["preset"] is not None and "preset" not in values):
         raise Faults(lines)
     run = resolve(Run(**values))
     lines += faults(run)
@@ -361,9 +355,8 @@ def _number_faults(run: Run) -> list[str]:
         if value is not None and not ok(value):
             lines.append(f"--{name} {value}: {what}")
 
-    for name in ("block_size", "train_batch_size", "per_device_train_batch_size", "max_steps"):
-        need(lambda v: v >= 1, name, "at least 1 is needed")
-    for name in ("eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+    counts = ("block_size", "train_batch_size", "per_device_train_batch_size", "max_steps")
+    for name in (*counts, "eval_steps", "save_steps", "logging_steps", "save_total_limit"):
         need(lambda v: v >= 1, name, "at least 1 is needed")
     need(lambda v: 0 < v < math.inf, "num_train_epochs", "more than 0 is needed")
     need(lambda v: 0 <= v < math.inf, "learning_rate", "0 or more is needed, and finite")
@@ -468,6 +461,21 @@ def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
     if lines:
         raise Faults(lines)
     return config
+
+
+def plan(run: Run, num_blocks: int) -> tuple[int, dict]:
+    """The optimizer steps of a run over `num_blocks` training blocks, and its DeepSpeed config. Raises `Faults`."""
+    batch_size = resolve_ds_config(run, world_size(), total_steps=1)["train_batch_size"]
+    total_steps = run.max_steps or math.ceil(run.num_train_epochs * math.ceil(num_blocks / batch_size))
+    return total_steps, resolve_ds_config(run, world_size(), total_steps)
+
+
+def load_data(run: Run) -> Data:
+    """The data of a resolved run. Raises `Faults`."""
+    try:
+        return load(run.dataset, run.tokenizer, run.block_size)
+    except DataError as err:
+        raise Faults([str(err)]) from err
 
 
 def _resolve_batch(run: Run, config: dict, world: int, path: Path) -> list[str]:

@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import nn
 
 from . import checkpoint
-from .data import Data, DataError, GlobalBatchSampler, data_loader, eval_batches, load, unigram_perplexity
+from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
-from .run import Faults, Run, RunRecord, main_rank, resolve_ds_config, world_size
+from .run import Faults, Run, RunRecord, load_data, main_rank, plan, world_size
 
 NOT_FINITE = 3  # exit code: training stopped itself
 
@@ -58,30 +58,18 @@ def train(run: Run) -> Trained:
     Raises:
         Faults: data, tokenizer or checkpoint do not fit what was asked; nothing was written.
     """
-    data = _load_data(run)
+    data = load_data(run)
     config = _model_config(run, data)
-    total_steps = run.max_steps or math.ceil(run.num_train_epochs * math.ceil(len(data.train) / _batch_size(run)))
-    ds_config = resolve_ds_config(run, world_size(), total_steps)
+    total_steps, ds_config = plan(run, len(data.train))
     stopper = Stopper()
     _init_distributed()
-    resume_from = _agree_on_checkpoint(run, data)
+    resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config))
     record = _open_record(run, data, config, ds_config, resume_from)
     try:
         return _Loop(run, data, config, ds_config, total_steps, record, stopper).run(resume_from)
     except BaseException as err:
         record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
         raise
-
-
-def _batch_size(run: Run) -> int:
-    return resolve_ds_config(run, world_size(), total_steps=1)["train_batch_size"]
-
-
-def _load_data(run: Run) -> Data:
-    try:
-        return load(run.dataset, run.tokenizer, run.block_size)
-    except DataError as err:
-        raise Faults([str(err)]) from err
 
 
 def _model_config(run: Run, data: Data):
@@ -118,7 +106,7 @@ def _init_distributed() -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def _identity(run: Run, data: Data) -> dict[str, Any]:
+def _identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
     """What must be the same to go on from a checkpoint: it decides the weights, the data order, how states are cut."""
     return {
         "variant": run.variant,
@@ -126,18 +114,18 @@ def _identity(run: Run, data: Data) -> dict[str, Any]:
         "model_args": run.model_args,
         "block_size": run.block_size,
         "data": data.fingerprint,
-        "train_batch_size": _batch_size(run),
+        "train_batch_size": ds_config["train_batch_size"],
         "seed": run.seed,
         "world_size": world_size(),
-        "zero_stage": resolve_ds_config(run, world_size(), total_steps=1).get("zero_optimization", {}).get("stage", 0),
+        "zero_stage": ds_config.get("zero_optimization", {}).get("stage", 0),
     }
 
 
-def _agree_on_checkpoint(run: Run, data: Data) -> Path | None:
+def _agree_on_checkpoint(run: Run, identity: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from, chosen and verified by rank 0. Raises `Faults` on all ranks."""
     chosen: list[Any] = [None, None]
     if main_rank() and run.resumes:
-        chosen = list(_choose_checkpoint(run, data))
+        chosen = list(_choose_checkpoint(run, identity))
     dist.broadcast_object_list(chosen)
     path, fault = chosen
     if fault:
@@ -145,7 +133,7 @@ def _agree_on_checkpoint(run: Run, data: Data) -> Path | None:
     return path
 
 
-def _choose_checkpoint(run: Run, data: Data) -> tuple[Path | None, str | None]:
+def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None, str | None]:
     if run.resume_from_checkpoint == "auto":
         path, passed_over = checkpoint.newest_valid(Path(run.output_dir) / "checkpoints")
         print(
@@ -159,14 +147,14 @@ def _choose_checkpoint(run: Run, data: Data) -> tuple[Path | None, str | None]:
         if fault := checkpoint.fault_of(path):
             return None, f"--resume_from_checkpoint {path}: {fault}; give another, or auto for the newest valid one"
     saved = checkpoint.read_manifest(path)["identity"]
-    for name, value in _identity(run, data).items():
+    for name, value in identity.items():
         if saved[name] != value:
-            what = "these training data" if name == "data" else f"{name} {value}"
+            made_with = (
+                "other training data than these" if name == "data" else f"{name}={saved[name]}, not {name} {value}"
+            )
             return None, (
-                f"--resume_from_checkpoint {path}: was made with other training data than these"
-                if name == "data"
-                else f"--resume_from_checkpoint {path}: was made with {name}={saved[name]}, not {what}"
-            ) + "; ask for the same, or give a new --output_dir"
+                f"--resume_from_checkpoint {path}: was made with {made_with}; ask for the same, or give a new --output_dir"
+            )
     return path, None
 
 
@@ -288,6 +276,7 @@ class _Loop:
     def __init__(self, run: Run, data: Data, config, ds_config, total_steps: int, record: RunRecord, stopper: Stopper):
         self.options, self.data, self.config, self.record, self.stopper = run, data, config, record, stopper
         self.total_steps = total_steps
+        self.identity = _identity(run, data, ds_config)
         self.batch_size = ds_config["train_batch_size"]
         self.micro_batch_size = ds_config["train_micro_batch_size_per_gpu"]
         self.accumulation = ds_config["gradient_accumulation_steps"]
@@ -490,7 +479,7 @@ class _Loop:
                 "elapsed_seconds": self.clock.elapsed,
                 "rng": states,
             },
-            manifest={"identity": _identity(self.options, self.data)},
+            manifest={"identity": self.identity},
             keep=self.options.save_total_limit,
         )
 

@@ -1,5 +1,6 @@
 """What is asked, what it resolves to, and what is wrong with it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -256,5 +257,5 @@ def test_dry_run_prints_the_run_and_writes_nothing(tmp_path):
 def test_help_names_every_option():
     out = command("--help")
     assert out.returncode == 0
-    for f in run.options():
+    for f in dataclasses.fields(run.Run):
         assert f"--{f.name}" in out.stdout

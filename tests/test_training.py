@@ -393,15 +393,13 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+def two_ranks_by_the_launcher(port: int) -> list[str]:
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    return [deepspeed, "--num_gpus", "2", "--master_port", str(port), str(ROOT / "train_ds.py")]
+
+
 def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        "2",
-        "--master_port",
-        "29611",
-        str(ROOT / "train_ds.py"),
-    ]
+    command = two_ranks_by_the_launcher(port=29611)
     command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert out.returncode == 0, out.stderr
@@ -416,14 +414,7 @@ def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
     import psutil
 
     folder = tmp_path / "run"
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        "2",
-        "--master_port",
-        "29612",
-        str(ROOT / "train_ds.py"),
-    ]
+    command = two_ranks_by_the_launcher(port=29612)
     command += [
         "--variant",
         "duo_predict",
