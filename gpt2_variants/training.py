@@ -153,7 +153,8 @@ def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None,
                 "other training data than these" if name == "data" else f"{name}={saved[name]}, not {name} {value}"
             )
             return None, (
-                f"--resume_from_checkpoint {path}: was made with {made_with}; ask for the same, or give a new --output_dir"
+                f"--resume_from_checkpoint {path}: was made with {made_with}; ask for the same, or give a new "
+                "--output_dir"
             )
     return path, None
 

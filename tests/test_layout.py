@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "run"},
     "hub": {"registry", "run"},
     "report": {"run", "metrics"},
-    "dry_run": {"run", "data", "metrics"},
+    "dry_run": {"run", "metrics"},
     **{alone: set() for alone in ("data", "evaluation", "checkpoint", "metrics")},
 }
 
