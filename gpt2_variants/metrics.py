@@ -139,8 +139,12 @@ class WandbSink:
         self._run.log({"step": record["step"], **renamed})
 
     def close(self) -> None:
-        """Finish the W&B run."""
+        """Finish the W&B run; on return all of it is on disk (offline) or uploaded."""
+        import wandb
+
         self._run.finish()
+        # finish() only tells W&B's service process to close the run's file; teardown() waits until it has
+        wandb.teardown()
 
 
 def _netrc_has_wandb() -> bool:
