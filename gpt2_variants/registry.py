@@ -139,5 +139,21 @@ VARIANTS: dict[str, Variant] = {
                 ("parallel_concat", "concat", "W [L; R] + c, shared by all pairs"),
             )
         ),
+        *(
+            Variant(
+                name=name,
+                family="rotating_head",
+                summary=f"queries and keys rotated, each head by its own frequencies: {frequencies}",
+                module="modeling_rotating_head",
+                model="RotatingHeadGPT2LMHeadModel",
+                overrides=MappingProxyType({"rotatinghead": method, "use_norm": use_norm}),
+            )
+            for name, method, use_norm, frequencies in (
+                ("rotating_head", "lr", False, "learned"),
+                ("rotating_head_norm", "lr", True, "learned, through a LayerNorm"),
+                ("rotating_head_gp", "gp", False, "fixed, in geometric progression"),
+                ("rotating_head_gp_norm", "gp", True, "in geometric progression, through a LayerNorm"),
+            )
+        ),
     )
 }

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._utils import _unflatten_dense_tensors
 
 from . import checkpoint
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
+from .models.modeling_base import Float32Parameters
 from .run import Faults, Run, RunRecord, load_data, main_rank, plan, world_size
 
 NOT_FINITE = 3  # exit code: training stopped itself
@@ -283,7 +285,7 @@ class _Loop:
         self.accumulation = ds_config["gradient_accumulation_steps"]
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.root = Path(run.output_dir) / "checkpoints"
-        self.engine = _make_engine(run, config, ds_config)
+        self.engine, self.float32_parameters = _make_engine(run, config, ds_config)
         self.model = self.engine.module
         self.positions = self.model.positions(run.block_size)
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
@@ -405,6 +407,7 @@ class _Loop:
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
+        self.float32_parameters.refresh()
         total /= self.accumulation
         bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
         self.first_bad_step += bad * (self.step + 1)
@@ -486,6 +489,7 @@ class _Loop:
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.load(self.engine, path)
+        self.float32_parameters.refresh()
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
         _set_rng_state(state["rng"][self.rank])
@@ -528,6 +532,7 @@ class _Progress:
 
 
 def _make_engine(run: Run, config, ds_config: dict):
+    """DeepSpeed's engine around a new model, and that model's `_Float32Masters`."""
     import deepspeed
 
     _seed(run.seed)  # the same weights on every rank
@@ -537,6 +542,7 @@ def _make_engine(run: Run, config, ds_config: dict):
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     given, schedule = _take_over_schedule(ds_config)
+    initial = {name: p.detach().clone() for name, p in _float32_parameters(model).items()}
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule
     )
@@ -544,7 +550,40 @@ def _make_engine(run: Run, config, ds_config: dict):
         for block in engine.module.transformer.h.children():
             block.compile()
     _seed(run.seed + engine.global_rank)  # dropout differs between ranks
-    return engine
+    return engine, _Float32Masters(engine, initial)
+
+
+def _float32_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of the modules that are `Float32Parameters`."""
+    return {
+        f"{path}.{name}": parameter
+        for path, module in model.named_modules()
+        if isinstance(module, Float32Parameters)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+class _Float32Masters:
+    """Keeps parameters that count in float32 exact in an engine that computes in bf16.
+
+    DeepSpeed casts every parameter, whatever the model says (it spares buffers only), and takes the float32 masters
+    from the rounded values. So the masters are set to the unrounded ones, and handed back to the modules after each
+    optimizer step. A collective, of a few kilobytes per layer; without such parameters or in float32: nothing.
+    """
+
+    def __init__(self, engine, initial: dict[str, torch.Tensor]):
+        self._engine = engine
+        parameters = _float32_parameters(engine.module)
+        cast = {name: p for name, p in parameters.items() if p.dtype.itemsize < torch.float32.itemsize}
+        self._of = {name: (engine.module.get_submodule(name.rpartition(".")[0]), p) for name, p in cast.items()}
+        for name, parameter in cast.items():
+            _set_master(engine, parameter, initial[name].to(engine.device))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Hand the masters to the modules. To be called by all ranks after whatever changes the parameters."""
+        for name, (module, parameter) in self._of.items():
+            module.set_master(name.rpartition(".")[2], _master(self._engine, parameter))
 
 
 def _parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]:
@@ -579,23 +618,52 @@ def _take_over_schedule(ds_config: dict):
 
 def _float32_state_dict(engine) -> dict[str, torch.Tensor] | None:
     """Name -> float32 master weight on the CPU, on rank 0; None elsewhere. A collective."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    masters = {}
-    if engine.zero_optimization_stage() == 0 and hasattr(engine.optimizer, "fp32_groups"):
-        for halves, fulls in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
-            masters.update({id(half): full for half, full in zip(halves, fulls, strict=True)})
     weights = {}
     for name, parameter in engine.module.named_parameters():
-        if id(parameter) in masters:
-            weight = masters[id(parameter)]
-        elif hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):  # ZeRO stages 1 and 2; stage 3
-            weight = safe_get_full_fp32_param(parameter)
-        else:  # float32 without ZeRO: the parameter is its own master
-            weight = parameter
+        weight = _master(engine, parameter)
         if engine.global_rank == 0:
             weights[name] = weight.detach().float().cpu().clone()
     return weights or None
+
+
+def _master(engine, parameter: nn.Parameter) -> torch.Tensor:
+    """The float32 master of `parameter`, whole. A collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if _has_zero_master(parameter):
+        return safe_get_full_fp32_param(parameter)
+    return _stage_0_master(engine, parameter)
+
+
+def _set_master(engine, parameter: nn.Parameter, value: torch.Tensor) -> None:
+    """Set the float32 master of `parameter`, whole, to `value`. On all ranks."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    if _has_zero_master(parameter):
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        _stage_0_master(engine, parameter).data.copy_(value)
+
+
+def _has_zero_master(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")  # ZeRO stages 1 and 2; stage 3
+
+
+def _stage_0_master(engine, parameter: nn.Parameter) -> torch.Tensor:
+    """Without ZeRO: what the engine's optimizer holds; in float32 the parameter is its own master."""
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "fp16_groups"):
+        return parameter
+    if hasattr(optimizer, "fp32_groups_flat"):  # with a fused Adam the masters of a group are one flat tensor
+        flat = zip(optimizer.fp32_groups_flat, optimizer.fp16_groups, strict=True)
+        masters = [_unflatten_dense_tensors(group.detach(), like) for group, like in flat]
+    else:
+        masters = optimizer.fp32_groups
+    for halves, fulls in zip(optimizer.fp16_groups, masters, strict=True):
+        for half, full in zip(halves, fulls, strict=True):
+            if half is parameter:
+                return full
+    raise RuntimeError("DeepSpeed's optimizer holds no master of a parameter")
 
 
 def _seed(seed: int) -> None:

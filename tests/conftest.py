@@ -85,8 +85,11 @@ def ds_json(tmp_path_factory):
     return write
 
 
-def launch(ranks: int, arguments: list[str], **popen) -> list[subprocess.Popen]:
-    """`train_ds.py` on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
+TRAIN_DS = (str(ROOT / "train_ds.py"),)
+
+
+def launch(ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS, **popen) -> list[subprocess.Popen]:
+    """`program`, `train_ds.py`, on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -95,7 +98,7 @@ def launch(ranks: int, arguments: list[str], **popen) -> list[subprocess.Popen]:
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         env |= {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}  # saves a second in deepspeed.initialize
-        command = [sys.executable, str(ROOT / "train_ds.py"), *arguments]
+        command = [sys.executable, *program, *arguments]
         processes.append(
             subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **popen

@@ -121,13 +121,21 @@ PARAMETERS = {
     "parallel_add": 354_823_168,
     "parallel_concat": 356_921_344,
     "duo_predict": 354_299_904,
+    "rotating_head": 354_835_456,  # the formula's; the published one is that of rotating_head_norm
+    "rotating_head_norm": 354_836_992,
+    "rotating_head_gp": 354_823_168,
+    "rotating_head_gp_norm": 354_824_704,
 }
-# beside GPT-2's: d and b, g, all three, each (H, D) a layer; the bottleneck's matrix and bias
+# beside GPT-2's: d and b, g, all three, each (H, D) a layer; the bottleneck's matrix and bias; the frequencies (H, D/2)
+# and the weight and bias (D/2) of their norm
 OWN_PARAMETERS = {
     "drift": 24 * 2 * 1024,
     "diffusion": 24 * 1024,
     "drift_diffusion": 24 * 3 * 1024,
     "parallel_concat": 2 * 1024 * 1024 + 1024,
+    "rotating_head": 24 * 512,
+    "rotating_head_norm": 24 * (512 + 64),
+    "rotating_head_gp_norm": 24 * 64,
 }
 
 
@@ -258,7 +266,8 @@ def test_bf16_stays_close_to_float32_also_at_the_last_position(variant):
 @pytest.mark.parametrize("folder", sorted(p.name for p in GOLDEN.iterdir()))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_golden_checkpoints_give_the_published_logits(folder, attention):
-    model = AutoModelForCausalLM.from_pretrained(GOLDEN / folder, attn_implementation=attention).eval()
+    unrecorded = {"use_norm": True} if folder.endswith("_norm") else {}  # the published config does not say
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / folder, attn_implementation=attention, **unrecorded).eval()
     io = np.load(GOLDEN / folder / "io.npz")
     with torch.no_grad():
         logits = model(torch.tensor(io["input_ids"])).logits

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "__main__": {"registry", "report"},
     "registry": set(),
     "run": {"registry", "data"},
-    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "run"},
+    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "run"},
     "hub": {"registry", "run"},
     "report": {"run", "metrics"},
     "dry_run": {"run", "metrics"},

@@ -97,6 +97,34 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
     )
 
 
+class Float32Parameters:
+    """Mixin of a module whose parameters and buffers count in float32, whatever the dtype of the model around it.
+
+    They survive `model.bfloat16()`, and `from_pretrained(dtype=...)` where `_keep_in_fp32_modules_strict` names them.
+    A training engine that casts a parameter all the same hands its float32 master value in by `set_master`.
+    """
+
+    def _apply(self, fn, recurse=True):
+        def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return tensor.to(result.device) if result.dtype.itemsize < tensor.dtype.itemsize else result
+
+        return super()._apply(without_rounding, recurse)
+
+    def set_master(self, name: str, value: torch.Tensor) -> None:
+        """From now on `exact(name)` is `value`, with the gradient going to the parameter `name`."""
+        if not hasattr(self, f"{name}_master"):
+            self.register_buffer(f"{name}_master", torch.empty_like(value), persistent=False)
+        getattr(self, f"{name}_master").copy_(value)
+
+    def exact(self, name: str) -> torch.Tensor:
+        """The parameter `name` in float32 or better: its master value, if there is one, else its own."""
+        own = getattr(self, name)
+        own = own.float() if own.dtype.itemsize < torch.float32.itemsize else own
+        master = getattr(self, f"{name}_master", None)
+        return own if master is None else master + (own - own.detach())
+
+
 class VariantAttention(GPT2Attention):
     """GPT-2's self-attention with the softmax part, `attend`, as a method of its own. Computes what GPT-2's does."""
 
@@ -105,6 +133,16 @@ class VariantAttention(GPT2Attention):
 
         By `transformers.initialization`, whose functions leave alone what was loaded.
         """
+
+    def place(
+        self, query: torch.Tensor, key: torch.Tensor, first_slot: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`query` and `key` (B, H, S, D) told their places in the sequence; here they are left as they are.
+
+        Args:
+            first_slot: the absolute place of the first of the S: how many keys the cache holds already.
+        """
+        return query, key
 
     def attend(
         self,
@@ -134,6 +172,9 @@ class VariantAttention(GPT2Attention):
         """(B, S, E) -> (B, S, E) and the attention weights, if the backend gives them."""
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
+        query, key = self.place(
+            query, key, first_slot=0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
+        )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         mixed, weights = self.attend(query, key, value, attention_mask, **kwargs)

@@ -1,0 +1,136 @@
+"""Rotating head: GPT-2 whose queries and keys are rotated by their position, each head with frequencies of its own.
+
+What differs from GPT-2 (`variants.md`, section 4): with angle = position * f[head, pair], the channel pairs (0, 1),
+(2, 3), ... of each query and key become (x_even cos - x_odd sin, x_even sin + x_odd cos) before the scores. Positions
+are absolute slots of the cache, which holds rotated keys; GPT-2's learned position embeddings stay.
+
+f is learned ("lr") or fixed in geometric progression ("gp"); with `use_norm` it passes through a LayerNorm first. An
+angle at position 1000 in bf16 is noise, and so is one of a bf16 frequency: both are float32 whatever the model's dtype.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GPT2Config
+from transformers import initialization as init
+
+from .modeling_base import Float32Parameters, VariantAttention, VariantLMHeadModel, VariantModel
+
+METHODS = ("lr", "gp")
+
+
+class RotatingHeadGPT2Config(GPT2Config):
+    """`GPT2Config` with the source of the frequencies.
+
+    Args:
+        rotatinghead: "lr": learned, one (H, D/2) per layer; "gp": fixed, f[h, j] = s_h base_frequency^(-2j/D) with s_h
+            in geometric progression from 1 (first head) to 0.1 (last).
+        use_norm: the frequencies pass through a LayerNorm over D/2.
+        base_frequency: of "gp".
+
+    Raises:
+        ValueError: an odd head size D, another `rotatinghead`, or a value of another kind.
+    """
+
+    model_type = "rotating-head-gpt2"
+
+    rotatinghead: str = "lr"
+    use_norm: bool = False
+    base_frequency: float = 10000.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.rotatinghead not in METHODS:
+            raise ValueError(f"rotatinghead={self.rotatinghead!r}: one of {', '.join(METHODS)} is allowed")
+        if not isinstance(self.use_norm, bool):
+            raise ValueError(f"use_norm={self.use_norm!r}: true or false is allowed")
+        if not self.base_frequency > 0:
+            raise ValueError(f"base_frequency={self.base_frequency!r}: a number above 0 is needed")
+        if self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"n_embd={self.n_embd} and n_head={self.n_head}: a head size of {self.n_embd // self.n_head}; channels "
+                "are rotated in pairs, an even head size is needed"
+            )
+
+
+def geometric_frequencies(num_heads: int, head_dim: int, base: float) -> torch.Tensor:
+    """f[h, j] = s_h base^(-2j/D), float32 (H, D/2), in radians per position."""
+    scales = torch.logspace(0, -1, num_heads, dtype=torch.float64)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return (scales[:, None] * base**-exponents).float()
+
+
+class FrequencyNorm(Float32Parameters, nn.LayerNorm):
+    """LayerNorm in float32."""
+
+    def forward(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """(H, D/2) -> (H, D/2), each head normalised over its D/2."""
+        return F.layer_norm(frequencies, self.normalized_shape, self.exact("weight"), self.exact("bias"), self.eps)
+
+
+class HeadwiseRotation(Float32Parameters, nn.Module):
+    """The rotation of one layer's heads."""
+
+    def __init__(self, config: RotatingHeadGPT2Config):
+        super().__init__()
+        self.head_dim = config.n_embd // config.n_head
+        self.base = config.base_frequency
+        frequencies = torch.empty(config.n_head, self.head_dim // 2, dtype=torch.float32)
+        if config.rotatinghead == "lr":
+            self.frequencies = nn.Parameter(frequencies)
+        else:
+            self.register_buffer("frequencies", frequencies, persistent=False)
+        self.layer_norm = FrequencyNorm(self.head_dim // 2, dtype=torch.float32) if config.use_norm else None
+
+    def reset_parameters(self) -> None:
+        """Learned: N(0, 1); fixed: the geometric progression."""
+        if isinstance(self.frequencies, nn.Parameter):
+            init.normal_(self.frequencies, mean=0.0, std=1.0)
+        else:
+            init.copy_(self.frequencies, geometric_frequencies(len(self.frequencies), self.head_dim, self.base))
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the angles at `positions` (S,): (H, S, D/2) each, float32 or better."""
+        frequencies = self.exact("frequencies")
+        if self.layer_norm is not None:
+            frequencies = self.layer_norm(frequencies)
+        angles = positions[:, None] * frequencies[:, None]
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`x` (B, H, S, D) with its channel pairs (0, 1), (2, 3), ... rotated; computed in the dtype of `cos` and `sin`."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+class RotatingHeadAttention(VariantAttention):
+    """GPT-2's attention with rotated queries and keys."""
+
+    def __init__(self, config: RotatingHeadGPT2Config, layer_idx: int | None = None):
+        super().__init__(config, layer_idx=layer_idx)
+        self.rope = HeadwiseRotation(config)
+
+    def reset_own_parameters(self) -> None:
+        """As `HeadwiseRotation.reset_parameters`."""
+        self.rope.reset_parameters()
+
+    def place(self, query, key, first_slot):
+        """As `VariantAttention.place`: rotated by their absolute slots."""
+        cos, sin = self.rope(first_slot + torch.arange(query.shape[2], device=query.device))
+        return rotate(query, cos, sin), rotate(key, cos, sin)
+
+
+class RotatingHeadGPT2Model(VariantModel):
+    """`GPT2Model` with `RotatingHeadAttention`."""
+
+    config_class = RotatingHeadGPT2Config
+    attention_class = RotatingHeadAttention
+    _keep_in_fp32_modules_strict = ["rope"]
+
+
+class RotatingHeadGPT2LMHeadModel(VariantLMHeadModel):
+    """Rotating-head GPT-2 with its language modelling head."""
+
+    config_class = RotatingHeadGPT2Config
+    transformer_class = RotatingHeadGPT2Model
