@@ -12,7 +12,6 @@ Importing this file costs numpy only: torch, datasets, transformers and tokenize
 from __future__ import annotations
 
 import codecs
-import functools
 import hashlib
 import itertools
 import json
@@ -22,9 +21,6 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from . import network
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +68,7 @@ LEGAL_DATASETS = (
 LOCAL_DATASETS = "use --dataset builtin, or a local .txt, .jsonl or .parquet file or folder"
 LOCAL_TOKENIZERS = "use --tokenizer builtin, or a local folder with tokenizer.json (or vocab.json and merges.txt)"
 
-PROBE_SECONDS = 3.0
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 SAMPLE_BYTES = 64 * 1024
 BYTES_PER_BATCH = 4 << 20  # of rows handed to the tokenizer, or cut into blocks, at a time
 BYTES_PER_PROCESS = 8 << 20  # less text than this does not pay for starting a process
@@ -98,10 +96,14 @@ def check_source(dataset: str, tokenizer: str | None) -> list[str]:
     """
     faults = _local_faults(dataset, tokenizer)
     if not faults and not _is_prepared(dataset, tokenizer):
-        if _is_hub_dataset(dataset) and not _hub_cache_has_dataset(dataset) and not _reachable():
+        if _is_hub_dataset(dataset) and not _hub_cache_has_dataset(dataset) and not network.reachable():
             faults.append(_unreachable("--dataset", dataset))
-        needs_hub = tokenizer is not None and _is_hub_tokenizer(tokenizer) and not _hub_cache_has_tokenizer(tokenizer)
-        if needs_hub and not _reachable():
+        needs_hub = (
+            tokenizer is not None
+            and _is_hub_tokenizer(tokenizer)
+            and not network.hub_cache_has(tokenizer, TOKENIZER_FILES)
+        )
+        if needs_hub and not network.reachable():
             faults.append(_unreachable("--tokenizer", tokenizer))
     return faults
 
@@ -245,77 +247,12 @@ def _split_fault(path: Path, files: list[Path]) -> str | None:
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def _reachable() -> bool:
-    """Whether the Hub answers; found out once per process and endpoint.
-
-    Asked first because without a network the Hub's own client needs 23 s to give up, 385 s where packets are swallowed.
-    """
-    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in switches):
-        return False
-    return _answers(_endpoint())
-
-
-@functools.cache
-def _answers(endpoint: str) -> bool:
-    """Whether `endpoint` gives an HTTP answer within 3 seconds, through the environment's proxy if it names one."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
-                answered.set()
-        except urllib.error.HTTPError as error:
-            if error.code < 500:  # a refusal is an answer; 5xx is a gateway with nothing behind it
-                answered.set()
-        except (OSError, ValueError):
-            pass
-        finally:
-            done.set()
-
-    done = threading.Event()
-    # In a thread of its own: the timeout of a socket does not cover the look-up of the name.
-    threading.Thread(target=ask, daemon=True).start()
-    done.wait(PROBE_SECONDS)
-    return answered.is_set()
-
-
 def _unreachable(option: str, value: str) -> str:
     cure = LOCAL_DATASETS if option == "--dataset" else LOCAL_TOKENIZERS
     return (
-        f"{option} {value}: not a local path, and the Hugging Face Hub ({_endpoint()}) cannot be reached to get it; "
-        f"{cure}, or load it once where there is a network"
+        f"{option} {value}: not a local path, and the Hugging Face Hub ({network.endpoint()}) cannot be reached to get "
+        f"it; {cure}, or load it once where there is a network"
     )
-
-
-@contextmanager
-def _offline(offline: bool) -> Iterator[None]:
-    """Keep the Hugging Face libraries off the network while inside, whether or not they were imported before.
-
-    They read HF_HUB_OFFLINE only when imported, so that the variables made from it are set instead. The switch is put
-    back afterwards: a push at the end of training may find the network again.
-    """
-    import datasets.config
-    import huggingface_hub.constants
-
-    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
-    if offline:
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
-
-
-def _hub_cache_has_tokenizer(tokenizer: str) -> bool:
-    import huggingface_hub.constants
-
-    snapshots = Path(huggingface_hub.constants.HF_HUB_CACHE, "models--" + tokenizer.replace("/", "--"), "snapshots")
-    return any(any(snapshots.glob(f"*/{name}")) for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json"))
 
 
 def _hub_cache_has_dataset(dataset: str) -> bool:
@@ -834,9 +771,9 @@ def _from_hub(dataset: str, asked: str, split: list[str] | None = None) -> Any:
     import datasets
 
     name, _, config = dataset.partition(":")
-    reachable = _reachable()
+    reachable = network.reachable()
     try:
-        with _offline(not reachable):
+        with network.offline(not reachable):
             return datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # Hub, network, parsing: their errors share no base class
         if not reachable:
@@ -851,7 +788,7 @@ def _read_local(dataset: str, path: Path, scratch: Path) -> dict[str, datasets.D
     import datasets
 
     try:
-        with _offline(True):
+        with network.offline(True):
             if _is_saved_folder(path):
                 saved = datasets.load_from_disk(str(path))
                 return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -932,10 +869,10 @@ def _open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, GPT2TokenizerFast
 
     is_local = _is_path(name)
-    offline = is_local or not _reachable()
+    offline = is_local or not network.reachable()
     path = Path(name).expanduser()
     try:
-        with _offline(offline):
+        with network.offline(offline):
             described = [path / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json")]
             if is_local and (path / "merges.txt").exists() and not any(file.exists() for file in described):
                 # AutoTokenizer of transformers 5 does not recognise a bare vocab.json with merges.txt.

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2_variants import data
+from gpt2_variants import data, network
 from gpt2_variants.data import (
     PAD,
     BlockDataset,
@@ -68,7 +68,7 @@ def dialled(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf/datasets")
-    data._answers.cache_clear()
+    network._answers.cache_clear()
     return calls
 
 
@@ -410,7 +410,7 @@ class FakeHub:
     def __init__(self, monkeypatch, **sets):
         self.sets, self.calls = sets, []
         monkeypatch.setattr(datasets, "load_dataset", self)
-        monkeypatch.setattr(data, "_reachable", lambda: True)
+        monkeypatch.setattr(network, "reachable", lambda: True)
 
     def __call__(self, name, config=None, *, split=None):
         self.calls.append((name, config))
@@ -551,7 +551,7 @@ def test_a_hub_tokenizer_without_network_fails_fast(dialled):
 def test_what_is_prepared_or_cached_needs_no_network(monkeypatch, tmp_path, gpt2_folder):
     hub = FakeHub(monkeypatch, corpus=datasets.DatasetDict(train=id_rows(50, 1)))
     load("some/corpus", gpt2_folder, 16)
-    monkeypatch.setattr(data, "_reachable", lambda: False)
+    monkeypatch.setattr(network, "reachable", lambda: False)
     assert check_source("some/corpus", gpt2_folder) == []
     assert load("some/corpus", gpt2_folder, 16).train.block_size == 16
     assert len(hub.calls) == 1
@@ -575,9 +575,9 @@ def test_the_probe_takes_any_answer_but_a_gateway_error(monkeypatch, status, rea
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
-        assert data._reachable() is reachable
+        assert network.reachable() is reachable
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        assert data._reachable() is False
+        assert network.reachable() is False
         server.shutdown()
 
 
@@ -596,7 +596,7 @@ def test_offline_mode_ends_with_the_load(monkeypatch):
 
     seen = []
     fake = FakeHub(monkeypatch)
-    monkeypatch.setattr(data, "_reachable", lambda: False)
+    monkeypatch.setattr(network, "reachable", lambda: False)
 
     def look(*args, **kwargs):
         seen.append((huggingface_hub.constants.is_offline_mode(), datasets.config.HF_HUB_OFFLINE))
@@ -708,19 +708,25 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch
 
 
 def test_checking_imports_nothing_heavy_and_takes_no_time(tmp_path):
-    """Loaded by path: the package itself registers models and so imports transformers."""
+    """In a bare package: the real one registers models and so imports transformers."""
     code = """
-    import importlib.util, sys, time
-    spec = importlib.util.spec_from_file_location("data", sys.argv[1])
-    data = sys.modules["data"] = importlib.util.module_from_spec(spec)
+    import importlib, sys, time, types
+    package = sys.modules["gpt2_variants"] = types.ModuleType("gpt2_variants")
+    package.__path__ = [sys.argv[1]]
     start = time.monotonic()
-    spec.loader.exec_module(data)
+    data = importlib.import_module("gpt2_variants.data")
     assert data.check_source("builtin", "builtin") == []
     assert len(data.check_source(sys.argv[2], sys.argv[2])) == 2
     assert time.monotonic() - start < 1
     print({"torch", "datasets", "transformers", "tokenizers", "pyarrow"} & set(sys.modules))
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), data.__file__, str(tmp_path / "missing.txt")]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(code),
+        str(Path(data.__file__).parent),
+        str(tmp_path / "missing.txt"),
+    ]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -12,12 +12,13 @@ MAY_IMPORT = {
     "__init__": {"registry"},
     "__main__": {"registry", "report"},
     "registry": set(),
+    "data": {"network"},
     "run": {"registry", "data"},
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "run"},
     "hub": {"registry", "run"},
     "report": {"run", "metrics"},
     "dry_run": {"run", "metrics"},
-    **{alone: set() for alone in ("data", "evaluation", "checkpoint", "metrics")},
+    **{alone: set() for alone in ("network", "evaluation", "checkpoint", "metrics")},
 }
 
 
