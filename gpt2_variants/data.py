@@ -59,7 +59,6 @@ FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "pa
 FOREIGN_SUFFIXES = {".arrow", ".bin", ".csv", ".gz", ".md", ".npy", ".pdf", ".pt", ".tsv", ".xml", ".zip", ".zst"}
 SPLIT_NAMES = {name: name for name in ("train", "validation", "test")}
 SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 LEGAL_DATASETS = (
     f"give builtin, {WIKITEXT}, a .txt, .jsonl, .json (lines) or .parquet file, a folder of such files, a folder saved "
@@ -124,7 +123,7 @@ def _dataset_fault(dataset: str) -> str | None:
         return None
     if not _is_path(dataset):
         name, colon, config = dataset.partition(":")
-        if HUB_ID.fullmatch(name) and bool(config) == bool(colon):
+        if network.HUB_ID.fullmatch(name) and bool(config) == bool(colon):
             return None
         return f"neither an existing path nor a Hub id; {LEGAL_DATASETS}"
 
@@ -154,7 +153,7 @@ def _tokenizer_fault(tokenizer: str) -> str | None:
         return None
     legal = "give builtin, a folder with tokenizer.json (or vocab.json and merges.txt), or a Hub id such as gpt2"
     if not _is_path(tokenizer):
-        return None if HUB_ID.fullmatch(tokenizer) else f"neither an existing folder nor a Hub id; {legal}"
+        return None if network.HUB_ID.fullmatch(tokenizer) else f"neither an existing folder nor a Hub id; {legal}"
     path = Path(tokenizer).expanduser()
     if not path.exists():
         return f"no such folder; {legal}"

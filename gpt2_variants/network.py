@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 PROBE_SECONDS = 3.0
 
 

@@ -64,14 +64,16 @@ class Variant:
         own = (f for f in dataclasses.fields(self.config_class) if f.name not in not_chosen)
         return {f.name: f.type for f in own if not f.name.startswith("summary_")}
 
-    def make_config(self, size: str, tokenizer_size: int, n_positions: int, **fields):
+    def make_config(self, size: str | None, tokenizer_size: int, n_positions: int, **fields):
         """The config at `size` for a tokenizer of `tokenizer_size` entries; `fields` win over everything.
+
+        Without a `size` the `fields` give the shape.
 
         Raises:
             ValueError: from the config class, when a field does not fit.
         """
         values = {
-            **SIZES[size],
+            **(SIZES[size] if size else {}),
             "vocab_size": tokenizer_size + self.extra_vocabulary,
             "n_positions": n_positions,
             **self.overrides,

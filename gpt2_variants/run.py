@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from . import warm_start
 from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
 
@@ -102,6 +103,10 @@ class Run:
     block_size: int = option(group="what to train", help="tokens per sequence")
     size: str = option(group="model", help="the model's size", choices=tuple(SIZES))
     model_args: dict = option(group="model", help="config fields, as in n_layer=8 resid_pdrop=0")
+    init_from: str = option(
+        group="model",
+        help="start from the weights of a trained GPT-2: a folder or a Hub id; shape and tokenizer are its own",
+    )
     attn_implementation: str = option(
         "sdpa",
         group="model",
@@ -155,7 +160,10 @@ class Run:
 
     def make_config(self, tokenizer_size: int):
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
-        fields = {"n_positions": self.spec.block_size, "bos_token_id": None, "eos_token_id": None, **self.model_args}
+        fields = {"n_positions": self.spec.block_size, "bos_token_id": None, "eos_token_id": None}
+        if self.init_from is not None:
+            fields |= warm_start.config_fields(self.init_from, self.spec)
+        fields |= self.model_args
         config = self.spec.make_config(self.size, tokenizer_size, **fields)
         config.use_cache = False
         return config
@@ -264,6 +272,9 @@ def resolve(run: Run) -> Run:
         filled.pop("max_steps", None)
     if run.train_batch_size is None and run.per_device_train_batch_size is not None:
         filled.pop("train_batch_size", None)
+    if run.init_from is not None:
+        filled.pop("size", None)
+        filled["tokenizer"] = run.tokenizer or run.init_from
     filled["model_args"] = {**base.get("model_args", {}), **(run.model_args or {})}
     filled["output_dir"] = run.output_dir or f"runs/{run.variant}"
     return replace(run, preset=preset, **filled)
@@ -313,9 +324,11 @@ def read_ds_config(path: Path) -> dict:
 def faults(run: Run) -> list[str]:
     """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
     number_faults = _number_faults(run)
-    lines = number_faults + _model_faults(run)
+    model_faults = _model_faults(run)
+    lines = number_faults + model_faults
     if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
-        lines += check_source(run.dataset, run.tokenizer)
+        no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
+        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer)
     try:
         if number_faults:  # numbers that are wrong cannot be filled in
             read_ds_config(run.ds_config_path())
@@ -369,6 +382,11 @@ def _number_faults(run: Run) -> list[str]:
 def _model_faults(run: Run) -> list[str]:
     from transformers.activations import ACT2FN
 
+    if run.init_from is not None:
+        if fault := warm_start.fault_of(run.init_from):
+            return [fault]
+        if run.size is not None:
+            return [f"--size {run.size}: the model has the size of --init_from {run.init_from}; leave --size out"]
     known = run.spec.config_fields()
     lines = [
         f"--model_args {name}: {run.variant} has no such config field; it has {', '.join(known)}"

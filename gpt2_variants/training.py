@@ -23,12 +23,13 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _unflatten_dense_tensors
 
-from . import checkpoint
+from . import checkpoint, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
 from .models.modeling_base import Float32Parameters
 from .run import Faults, Run, RunRecord, load_data, main_rank, plan, world_size
+from .warm_start import WarmStart
 
 NOT_FINITE = 3  # exit code: training stopped itself
 
@@ -66,9 +67,12 @@ def train(run: Run) -> Trained:
     stopper = Stopper()
     _init_distributed()
     resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config))
+    warm = _warm_start(run, config) if resume_from is None else None
     record = _open_record(run, data, config, ds_config, resume_from)
+    if warm is not None:
+        record.update(warm_start=str(warm))
     try:
-        return _Loop(run, data, config, ds_config, total_steps, record, stopper).run(resume_from)
+        return _Loop(run, data, config, ds_config, total_steps, record, stopper, warm).run(resume_from)
     except BaseException as err:
         record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
         raise
@@ -76,16 +80,31 @@ def train(run: Run) -> Trained:
 
 def _model_config(run: Run, data: Data):
     config = run.make_config(data.vocab_size)
-    needed = data.vocab_size + run.spec.extra_vocabulary
+    mask_token_id = getattr(config, "mask_token_id", None)
+    has_mask = mask_token_id is not None and data.tokenizer.mask_token_id == mask_token_id
+    needed = data.vocab_size + (0 if has_mask else run.spec.extra_vocabulary)
     if config.vocab_size < needed:
         raise Faults(
             [
                 f"--tokenizer {run.tokenizer}: needs a vocabulary of {needed} entries, the model has "
-                f"vocab_size={config.vocab_size}; leave vocab_size out of --model_args, or give a smaller tokenizer"
+                f"vocab_size={config.vocab_size}; leave vocab_size out of --model_args, or give the model's tokenizer"
             ]
         )
     config.bos_token_id, config.eos_token_id = data.tokenizer.bos_token_id, data.tokenizer.eos_token_id
     return config
+
+
+def _warm_start(run: Run, config) -> WarmStart | None:
+    """What the model takes over from `--init_from`, said on rank 0. Raises `Faults`."""
+    if run.init_from is None:
+        return None
+    try:
+        warm = warm_start.read(run.init_from, run.spec, config)
+    except warm_start.WarmStartError as err:
+        raise Faults([str(err)]) from err
+    if main_rank():
+        print(warm, file=sys.stderr)
+    return warm
 
 
 def _init_distributed() -> None:
@@ -113,6 +132,7 @@ def _identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
     return {
         "variant": run.variant,
         "size": run.size,
+        "init_from": run.init_from,
         "model_args": run.model_args,
         "block_size": run.block_size,
         "data": data.fingerprint,
@@ -150,9 +170,9 @@ def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None,
             return None, f"--resume_from_checkpoint {path}: {fault}; give another, or auto for the newest valid one"
     saved = checkpoint.read_manifest(path)["identity"]
     for name, value in identity.items():
-        if saved[name] != value:
+        if saved.get(name) != value:
             made_with = (
-                "other training data than these" if name == "data" else f"{name}={saved[name]}, not {name} {value}"
+                "other training data than these" if name == "data" else f"{name}={saved.get(name)}, not {name} {value}"
             )
             return None, (
                 f"--resume_from_checkpoint {path}: was made with {made_with}; ask for the same, or give a new "
@@ -276,7 +296,17 @@ def _launcher_chain() -> tuple[int, ...]:
 class _Loop:
     """One session of training: engine, data position, clock and sinks."""
 
-    def __init__(self, run: Run, data: Data, config, ds_config, total_steps: int, record: RunRecord, stopper: Stopper):
+    def __init__(
+        self,
+        run: Run,
+        data: Data,
+        config,
+        ds_config: dict,
+        total_steps: int,
+        record: RunRecord,
+        stopper: Stopper,
+        warm: WarmStart | None,
+    ):
         self.options, self.data, self.config, self.record, self.stopper = run, data, config, record, stopper
         self.total_steps = total_steps
         self.identity = _identity(run, data, ds_config)
@@ -285,7 +315,7 @@ class _Loop:
         self.accumulation = ds_config["gradient_accumulation_steps"]
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.root = Path(run.output_dir) / "checkpoints"
-        self.engine, self.float32_parameters = _make_engine(run, config, ds_config)
+        self.engine, self.float32_parameters = _make_engine(run, config, ds_config, warm)
         self.model = self.engine.module
         self.positions = self.model.positions(run.block_size)
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
@@ -531,18 +561,22 @@ class _Progress:
             self._bar.close()
 
 
-def _make_engine(run: Run, config, ds_config: dict):
+def _make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None):
     """DeepSpeed's engine around a new model, and that model's `_Float32Masters`."""
     import deepspeed
 
     _seed(run.seed)  # the same weights on every rank
     model = run.spec.model_class._from_config(config, attn_implementation=run.attn_implementation)
+    if warm is not None:
+        warm.apply(model)
     if run.gradient_checkpointing:
         # transformers 5.2x renamed it; the older name warns there
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     given, schedule = _take_over_schedule(ds_config)
-    initial = {name: p.detach().clone() for name, p in _float32_parameters(model).items()}
+    # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
+    unrounded = _float32_parameters(model) if warm is None else dict(model.named_parameters())
+    unrounded = {name: p.detach().clone() for name, p in unrounded.items()}
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule
     )
@@ -550,7 +584,7 @@ def _make_engine(run: Run, config, ds_config: dict):
         for block in engine.module.transformer.h.children():
             block.compile()
     _seed(run.seed + engine.global_rank)  # dropout differs between ranks
-    return engine, _Float32Masters(engine, initial)
+    return engine, _Float32Masters(engine, unrounded)
 
 
 def _float32_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -569,21 +603,27 @@ class _Float32Masters:
     DeepSpeed casts every parameter, whatever the model says (it spares buffers only), and takes the float32 masters
     from the rounded values. So the masters are set to the unrounded ones, and handed back to the modules after each
     optimizer step. A collective, of a few kilobytes per layer; without such parameters or in float32: nothing.
+
+    Args:
+        unrounded: name -> initial float32 value, of these parameters and of any other whose master is to be exact.
     """
 
-    def __init__(self, engine, initial: dict[str, torch.Tensor]):
+    def __init__(self, engine, unrounded: dict[str, torch.Tensor]):
         self._engine = engine
-        parameters = _float32_parameters(engine.module)
-        cast = {name: p for name, p in parameters.items() if p.dtype.itemsize < torch.float32.itemsize}
-        self._of = {name: (engine.module.get_submodule(name.rpartition(".")[0]), p) for name, p in cast.items()}
-        for name, parameter in cast.items():
-            _set_master(engine, parameter, initial[name].to(engine.device))
+        for name, parameter in engine.module.named_parameters():
+            if name in unrounded and parameter.dtype.itemsize < torch.float32.itemsize:
+                _set_master(engine, parameter, unrounded[name].to(engine.device))
+        self._handed_back = [
+            (engine.module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], parameter)
+            for name, parameter in _float32_parameters(engine.module).items()
+            if parameter.dtype.itemsize < torch.float32.itemsize
+        ]
         self.refresh()
 
     def refresh(self) -> None:
         """Hand the masters to the modules. To be called by all ranks after whatever changes the parameters."""
-        for name, (module, parameter) in self._of.items():
-            module.set_master(name.rpartition(".")[2], _master(self._engine, parameter))
+        for module, name, parameter in self._handed_back:
+            module.set_master(name, _master(self._engine, parameter))
 
 
 def _parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]:

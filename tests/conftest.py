@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train_ds
 from gpt2_variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +86,22 @@ def ds_json(tmp_path_factory):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """For `train`: a run in this process takes over SIGINT and SIGTERM; its closing plot and sample are left out."""
+    monkeypatch.setattr("gpt2_variants.report.show", lambda run: None)
+    saved = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in saved.items():
+        signal.signal(number, handler)
+
+
+def train(tiny_run, folder: Path, *more: str, variant: str = "duo_predict", code: int = 0) -> Path:
+    """A run in this process that ends with exit code `code`; its folder."""
+    assert train_ds.main(["--variant", variant, *tiny_run, "--output_dir", str(folder), *more]) == code
+    return folder
 
 
 TRAIN_DS = (str(ROOT / "train_ds.py"),)

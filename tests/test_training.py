@@ -13,32 +13,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, finish, launch, metrics
+from conftest import ROOT, finish, launch, metrics, train
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS, training
 from gpt2_variants.data import load
 from gpt2_variants.run import parse
 
-sys.path.insert(0, str(ROOT))
-import train_ds
-
 FLOAT32 = {"bf16": {"enabled": False}}
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch):
-    """A run in this process takes over SIGINT and SIGTERM; its closing plot and sample are tested elsewhere."""
-    monkeypatch.setattr("gpt2_variants.report.show", lambda run: None)
-    saved = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in saved.items():
-        signal.signal(number, handler)
-
-
-def train(tiny_run, folder: Path, *more: str, variant: str = "duo_predict", code: int = 0) -> Path:
-    assert train_ds.main(["--variant", variant, *tiny_run, "--output_dir", str(folder), *more]) == code
-    return folder
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def record(folder: Path) -> dict:
