@@ -104,6 +104,12 @@ def train(tiny_run, folder: Path, *more: str, variant: str = "duo_predict", code
     return folder
 
 
+def zero(stage: int) -> dict:
+    """DeepSpeed's section for a ZeRO stage; at stage 3 with thresholds of 0, or models this small stay whole."""
+    names = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+    return {"stage": stage} | ({f"stage3_{name}": 0 for name in names} if stage == 3 else {})
+
+
 TRAIN_DS = (str(ROOT / "train_ds.py"),)
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import finish, launch, random_ids, tiny
+from conftest import finish, launch, random_ids, tiny, zero
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -210,10 +210,7 @@ if engine.global_rank == 0:
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 1), (2, 2), (3, 2)])
 def test_the_engines_bf16_cast_does_not_reach_the_frequencies(stage, ranks, tiny_run, ds_json, tmp_path):
-    zero = {"stage": stage}
-    if stage == 3:  # else models this small are never partitioned
-        zero |= {f"stage3_{x}": 0 for x in ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")}
     arguments = ["--variant", "rotating_head_norm", *tiny_run, "--output_dir", str(tmp_path / "run")]
-    arguments += ["--deepspeed_config", ds_json(zero_optimization=zero), "--train_batch_size", str(2 * ranks)]
+    arguments += ["--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--train_batch_size", str(2 * ranks)]
     for code, err in finish(launch(ranks, [json.dumps(arguments)], program=("-c", ENGINE))):
         assert code == 0, err

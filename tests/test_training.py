@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, finish, launch, metrics, train
+from conftest import ROOT, finish, launch, metrics, train, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS, training
@@ -131,16 +131,10 @@ def interrupt_at(monkeypatch, step: int):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_interrupted_run_goes_on_bit_for_bit(stage, tiny_run, ds_json, tmp_path):
     """Dropout on, bf16, in the middle of the second epoch and between two evaluations."""
-    zero = {
-        "stage": stage,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_max_live_parameters": 0,
-        "stage3_max_reuse_distance": 0,
-    }
     options = [
         *tiny_run,
         "--deepspeed_config",
-        ds_json(zero_optimization=zero if stage == 3 else {"stage": stage}),
+        ds_json(zero_optimization=zero(stage)),
         "--max_steps",
         "13",
     ]
@@ -354,6 +348,34 @@ def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert b[key] == pytest.approx(value, abs=1e-5 if "perplexity" not in key else 1e-2), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_zero_stages_1_to_3_on_two_ranks_give_the_same_losses(variant, tiny_run, ds_json, tmp_path):
+    """In bf16 on 2 ranks, every parameter partitioned at stage 3; and on 1 rank, but for noise that ranks draw."""
+    runs = {}
+    for stage in (1, 2, 3):
+        options = [
+            *tiny_run,
+            *NO_DROPOUT,
+            "--max_steps",
+            "10",
+            "--deepspeed_config",
+            ds_json(zero_optimization=zero(stage)),
+        ]
+        folder = tmp_path / f"stage-{stage}"
+        results = finish(launch(2, ["--variant", variant, *options, "--output_dir", str(folder)]))
+        assert [code for code, _ in results] == [0, 0], results
+        runs[stage] = metrics(folder)
+    if "diffusion" not in variant:
+        runs["one rank"] = metrics(train(options, tmp_path / "one", variant=variant))
+    assert len(runs[1]) == 12
+    for records in runs.values():
+        for a, b in zip(runs[1], records, strict=True):
+            for key in ("loss", "eval_loss", "eval_infill_loss"):
+                assert b.get(key) == pytest.approx(a.get(key), abs=2e-3), key
+    assert runs[1][-1]["eval_loss"] < runs[1][5]["eval_loss"]
 
 
 def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_run, tmp_path):
