@@ -11,17 +11,14 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import script, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS
 from gpt2_variants.hub import export
 from gpt2_variants.run import Run, RunRecord, load_data, parse
 
-# by its path: as a folder on sys.path, benchmarks/ would hide the package lm_eval
-SPEC = importlib.util.spec_from_file_location("write_tasks", ROOT / "benchmarks" / "lm_eval" / "write_tasks.py")
-write_tasks = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(write_tasks)
+write_tasks = script("benchmarks/lm_eval/write_tasks.py")
 
 
 @pytest.fixture(scope="module")

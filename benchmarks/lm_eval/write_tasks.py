@@ -131,13 +131,18 @@ def read(file: Path) -> str:
         raise ValueError(f"--text {file}: cannot be read ({err}); give a UTF-8 text file") from err
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code: 0, or 2 for a fault in what was asked."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/gpt2")
     parser.add_argument("--output_dir", type=Path, required=True, help="where to write the tasks")
     parser.add_argument("--text", type=Path, help="a UTF-8 file to score instead of what the run held out")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code: 0, or 2 for a fault in what was asked."""
+    arguments = make_parser().parse_args(argv)
     try:
         data = load_run(arguments.run)
         held_out = (
