@@ -160,7 +160,8 @@ class Run:
 
     def make_config(self, tokenizer_size: int):
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
-        fields = {"n_positions": self.spec.block_size, "bos_token_id": None, "eos_token_id": None}
+        # As many positions as are trained: more would be exported as they were initialised.
+        fields = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
         if self.init_from is not None:
             fields |= warm_start.config_fields(self.init_from, self.spec)
         fields |= self.model_args
