@@ -430,7 +430,7 @@ READY, RAW = "BluebrainAI/wikitext-103-raw-v1-seq16-tokenized-grouped", ("Salesf
 @pytest.fixture
 def published(monkeypatch, gpt2_folder):
     """Make the small tokenizer and blocks of 16 count as the published ones."""
-    tokenizer = data._open_tokenizer(gpt2_folder)
+    tokenizer = data.open_tokenizer(gpt2_folder)
     monkeypatch.setattr(data, "GPT2_VOCABULARY", data._vocabulary_digest(tokenizer))
     monkeypatch.setattr(data, "WIKITEXT_READY_BLOCK_SIZES", (16,))
 
