@@ -75,7 +75,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, or 2 for faults in what was asked."""
+    """Run one command; the exit code: 0, 2 for faults in what was asked, 130 after Ctrl-C."""
     try:
         arguments = make_parser().parse_args(argv)
         COMMANDS[arguments.command](arguments)
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     except (Faults, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader has gone, as with `| head`; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -124,7 +126,8 @@ def _generate(arguments) -> None:
     least = 0 if arguments.show_surprise else 1
     options = {
         "max_new_tokens": (int, lambda v: v >= least, f"at least {least} is needed"),
-        "temperature": (float, lambda v: 0 <= v < math.inf, "0 or more is needed, and finite"),
+        # Logits divided by less would overflow.
+        "temperature": (float, lambda v: v == 0 or 1e-3 <= v < math.inf, "0, or 0.001 and more, is allowed"),
         "top_k": (int, lambda v: v >= 0, "0 or more is needed"),
         "seed": (int, lambda v: 0 <= v < 2**32, "0 to 4294967295 is allowed"),
     }
@@ -132,6 +135,8 @@ def _generate(arguments) -> None:
     try:
         saved = SavedModel(arguments.model, arguments.tokenizer)
         prompt = saved.encode(arguments.prompt)
+        if numbers["max_new_tokens"] == 0 and prompt.shape[1] < 2:
+            faults.append("--show_surprise: the prompt is one token; at least 2 are needed, or --max_new_tokens 1")
     except Faults as err:
         faults += err.lines
     if faults:

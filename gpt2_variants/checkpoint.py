@@ -151,7 +151,8 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
     Raises:
         ValueError: the checkpoint holds weights of lower precision, but no float32 masters of them.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not look for one
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not look for one
     if zero_stage == 0:
         weights = _weights_without_zero(checkpoint / "mp_rank_00_model_states.pt")
     else:

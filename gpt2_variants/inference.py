@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
@@ -142,11 +143,11 @@ class SavedModel:
 
     def evaluate(self, tokens: np.ndarray, block_size: int, stride: int, batch_size: int = 8) -> dict[str, float]:
         """`evaluation.evaluate`'s figures of `tokens` (N,), N >= 2, by windows as in `evaluation.window_starts`."""
-        return evaluate(
-            functools.partial(score_new_tokens, self.model.score),
-            window_batches(tokens, block_size, stride, batch_size),
-            self.device,
-        )
+        windows = len(window_starts(len(tokens), block_size, stride))
+        batches = window_batches(tokens, block_size, stride, batch_size)
+        # disable=None: shown on a terminal only
+        batches = tqdm(batches, total=math.ceil(windows / batch_size), unit="batch", disable=None)
+        return evaluate(functools.partial(score_new_tokens, self.model.score), batches, self.device)
 
 
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}

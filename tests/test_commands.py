@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import GOLDEN, ROOT, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS, __main__
+from gpt2_variants.inference import SavedModel
 from gpt2_variants.report import plot, summary
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -133,6 +135,31 @@ def test_generate_into_a_pipe_that_nobody_reads_ends_quietly(run):
     assert process.stderr == ""
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(__main__.COMMANDS, "list", interrupted)
+    assert command("list") == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_smallest_temperature_allowed_is_greedy(run, capsys):
+    outs = []
+    for temperature in (0, 0.001):
+        options = ("--prompt", "The time", "--temperature", temperature, "--top_k", 0)
+        assert command("generate", "--model", run[0] / "model", *options) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1]
+
+
+def test_one_token_alone_has_no_surprise(run, capsys):
+    options = ("--prompt", "The", "--max_new_tokens", 0, "--show_surprise")
+    assert command("generate", "--model", run[0] / "model", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the prompt is one token; at least 2 are needed" in line
+
+
 def test_the_models_positions_end_the_text_and_it_is_said(run, capsys):
     assert command("generate", "--model", run[0] / "model", "--prompt", "The time", "--max_new_tokens", 500) == 0
     assert "note: stopped at the model's 32 positions" in capsys.readouterr().err
@@ -204,6 +231,15 @@ def test_a_stock_gpt2_folder_works_and_has_one_column(run, tmp_path, capsys):
     assert (facts["split"], facts["num_tokens"]) == ("all", ids.shape[1])
 
 
+@pytest.mark.parametrize("published", sorted(GOLDEN.iterdir()), ids=lambda p: p.name)
+def test_published_checkpoints_work_with_a_tokenizer(published, run):
+    saved = SavedModel(published, tokenizer=str(run[0] / "model"))
+    io = np.load(published / "io.npz")
+    with torch.no_grad():
+        logits = saved.model(torch.tensor(io["input_ids"])).logits
+    np.testing.assert_allclose(logits.numpy(), io["logits"], atol=1e-5, rtol=0)
+
+
 def test_evaluate_says_what_it_evaluated(run, tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text("The time sees the world.\n" * 30)
@@ -272,7 +308,7 @@ def test_a_folder_that_is_no_whole_model_is_a_fault(damage, message, run, tmp_pa
             "generate --model nowhere --prompt x --temperature -1 --top_k 2.5 --max_new_tokens 0 --seed many".split(),
             [
                 "--max_new_tokens 0: at least 1 is needed",
-                "--temperature -1: 0 or more is needed, and finite",
+                "--temperature -1: 0, or 0.001 and more, is allowed",
                 "--top_k 2.5: not a whole number",
                 "--seed many: not a whole number",
                 "--model nowhere: no exported model there",

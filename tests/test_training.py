@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import ROOT, finish, launch, metrics
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from gpt2_variants import VARIANTS, training
+from gpt2_variants import VARIANTS, checkpoint, training
 from gpt2_variants import __main__ as small_commands
 from gpt2_variants.data import load
 from gpt2_variants.run import parse
@@ -241,6 +241,25 @@ def test_a_checkpoint_exports_as_the_run_did(stage, precision, tiny_run, ds_json
     assert_exports_as_the_run_did(train(options, tmp_path / "run"), tmp_path / "exported")
 
 
+@pytest.mark.parametrize("change", ["lost", "another order"])
+def test_weights_without_their_float32_masters_are_not_exported(change, tiny_run, ds_json, tmp_path):
+    """At ZeRO stage 0 the masters carry no names: what does not round to the bf16 weights is refused."""
+    options = [*tiny_run, "--deepspeed_config", zero_json(ds_json, 0), "--max_steps", "2"]
+    newest = train(options, tmp_path / "run") / "checkpoints/step-00000002"
+    assert checkpoint.float32_weights(newest, zero_stage=0).keys() == weights(tmp_path / "run").keys() - {
+        "lm_head.weight"
+    }
+    file = newest / "mp_rank_00_model_states.pt"
+    states = torch.load(file, weights_only=False)
+    if change == "lost":
+        del states["optimizer"]["fp32_groups"]
+    else:
+        states["optimizer"]["fp32_groups"][1].reverse()
+    torch.save(states, file)
+    with pytest.raises(ValueError, match="no float32 master weights that belong to its"):
+        checkpoint.float32_weights(newest, zero_stage=0)
+
+
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variants_checkpoint_exports_without_the_cache(variant, tiny_run, tmp_path, monkeypatch):
     """The checkpoint's folder alone is enough, moved to another place."""
@@ -271,9 +290,9 @@ def test_export_refuses_what_is_not_whole_and_overwrites_nothing(tiny_run, tmp_p
     damaged[len(damaged) // 2] ^= 1
     states.write_bytes(damaged)
 
-    def export(checkpoint: Path, output_dir: Path) -> tuple[int, list[str]]:
+    def export(source: Path, output_dir: Path) -> tuple[int, list[str]]:
         capfd.readouterr()
-        arguments = ["export", "--checkpoint", str(checkpoint), "--output_dir", str(output_dir)]
+        arguments = ["export", "--checkpoint", str(source), "--output_dir", str(output_dir)]
         return small_commands.main(arguments), capfd.readouterr().err.splitlines()
 
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -293,8 +312,8 @@ def test_export_refuses_what_is_not_whole_and_overwrites_nothing(tiny_run, tmp_p
     assert code == 0
     assert "step-00000006: mp_rank_00_model_states.pt is damaged" in lines[0]
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    for checkpoint in (folder / "checkpoints").glob("step-*"):
-        (checkpoint / "manifest.json").unlink()
+    for left in (folder / "checkpoints").glob("step-*"):
+        (left / "manifest.json").unlink()
     code, lines = export(folder, tmp_path / "other")
     assert code == 2
     assert lines[-1].startswith(f"error: --checkpoint {folder}: holds no whole checkpoint")
