@@ -5,11 +5,11 @@ import json
 import torch
 
 from .metrics import flops_per_token
+from .registry import GPT2_VOCABULARY
 from .run import Run, load_data, plan, world_size
 
-# `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens; GPT-2's vocabulary.
+# `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens.
 WIKITEXT_TOKENS = 116_739_072
-GPT2_VOCABULARY = 50_257
 GIB = 1024**3
 
 

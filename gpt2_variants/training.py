@@ -515,7 +515,12 @@ class _Loop:
             },
             manifest={"identity": self.identity},
             keep=self.options.save_total_limit,
+            describe_model=self._describe_model,
         )
+
+    def _describe_model(self, folder: Path) -> None:
+        self.data.tokenizer.save_pretrained(folder)
+        self.config.to_json_file(folder / "config.json")
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.load(self.engine, path)

@@ -37,8 +37,8 @@ def test_training_commands_parse(command):
 
 
 @pytest.mark.parametrize("command", of("python -m gpt2_variants"))
-def test_small_commands_exist(command):
-    assert shlex.split(command)[3] in __main__.COMMANDS
+def test_small_commands_parse(command):
+    assert __main__.make_parser().parse_args(shlex.split(command)[3:]).command in __main__.COMMANDS
 
 
 @pytest.mark.parametrize("command", of("pip install "))
