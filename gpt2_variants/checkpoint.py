@@ -5,6 +5,7 @@ under a temporary tag, gets a manifest with the size and hash of each file, and 
 atomically. Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -22,6 +23,17 @@ MODEL = "model"  # the folder within a checkpoint that holds config and tokenize
 _TEMPORARY = ".tmp-"
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the older ones are as they were."""
+
+
+def _not_written(step: int, reason: str) -> str:
+    return (
+        f"the checkpoint of step {step} was not written: {reason}. Older checkpoints are intact: make room, then go on "
+        "with --resume_from_checkpoint auto"
+    )
+
+
 def name_of(step: int) -> str:
     """The folder name of the checkpoint after `step` optimizer steps."""
     return f"step-{step:08d}"
@@ -35,6 +47,7 @@ def save(
     manifest: dict[str, Any],
     keep: int,
     describe_model: Callable[[Path], None],
+    at_least_bytes: int,
 ) -> None:
     """Save `engine` as `root/step-...` on all ranks together, then prune to the newest `keep`.
 
@@ -43,14 +56,28 @@ def save(
         manifest: readable facts to store beside the file list (what the run is, its world size).
         describe_model: writes what the weights alone do not tell (config, tokenizer) to the folder it is given, so that
             a model can be made of the checkpoint alone. Called on rank 0.
+        keep: how many checkpoints stay.
+        at_least_bytes: what the checkpoint surely takes on the disk.
+
+    Raises:
+        CheckpointError: there is no room for it, or it could not be written.
     """
     temporary = root / (_TEMPORARY + name_of(step))
+    fault: list[str | None] = [None]
     if dist.get_rank() == 0:
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(_TEMPORARY + "*"):
             shutil.rmtree(stale)
-    dist.barrier()
-    engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+        if (free := shutil.disk_usage(root).free) < at_least_bytes:
+            fault = [f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"]
+    dist.broadcast_object_list(fault)
+    if fault[0]:
+        raise CheckpointError(_not_written(step, fault[0]))
+    try:
+        engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+    except (OSError, RuntimeError) as err:  # torch reports a full disk as a RuntimeError without saying so
+        free = shutil.disk_usage(root).free
+        raise CheckpointError(_not_written(step, f"{err}; {free / 1e6:,.1f} MB are free at {root}")) from err
     if dist.get_rank() == 0:  # save_checkpoint ended with a barrier: the files of all ranks are there
         describe_model(temporary / MODEL)
         _publish(temporary, root / name_of(step), {"step": step, **manifest})
@@ -179,3 +206,46 @@ def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
     ):
         raise ValueError(f"{file}: no float32 master weights that belong to its {weights[names[0]].dtype} weights")
     return dict(zip(names, masters, strict=True))
+
+
+def load_universal(engine, checkpoint: Path) -> dict[str, Any]:
+    """As `load`, of a checkpoint whose states were cut for another number of ranks, or at stage 1 for 2 or the reverse.
+
+    `engine` must have been made with `"checkpoint": {"load_universal": true}`. Rank 0 converts the checkpoint to
+    DeepSpeed's universal format, in a temporary folder beside it that is gone afterwards; it needs the room of another
+    checkpoint.
+    """
+    universal = checkpoint.with_name(_TEMPORARY + "universal-" + checkpoint.name)
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal, ignore_errors=True)
+        _convert_to_universal(checkpoint, universal)
+    dist.barrier()
+    # At stage 3 DeepSpeed gives every parameter group the options of the first one, and all parameters one and the same
+    # tensor that counts Adam's steps, which each of them then counts up.
+    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    client_state = load(engine, universal)
+    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+        group.update({**own, "lr": group["lr"]})
+    for state in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal)
+    return client_state
+
+
+def _convert_to_universal(checkpoint: Path, universal: Path) -> None:
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    arguments = argparse.Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(universal),
+        num_extract_workers=1,  # in this process: children would inherit its device and its connections
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        main(arguments)

@@ -50,9 +50,11 @@ def export(
     if getattr(config, "mask_token_id", None) == len(tokenizer):
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     tokenizer.save_pretrained(aside)
+    old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
-        shutil.rmtree(folder)
+        os.rename(folder, old)
     os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exported_class(variant: Variant) -> type:
@@ -95,11 +97,12 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         lines.append(f"--checkpoint {source}: {fault}")
     if lines:
         raise Faults(lines)
-    identity = checkpoint.read_manifest(chosen)["identity"]
+    manifest = checkpoint.read_manifest(chosen)
+    identity = manifest["identity"]
     variant = VARIANTS[identity["variant"]]
     described = chosen / checkpoint.MODEL
     try:
-        weights = checkpoint.float32_weights(chosen, identity["zero_stage"])
+        weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])
     except ValueError as err:
         raise Faults([f"--checkpoint {source}: {err}"]) from err
     export(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 from gpt2_variants import VARIANTS, checkpoint, training
 from gpt2_variants import __main__ as small_commands
 from gpt2_variants.data import load
-from gpt2_variants.run import parse
+from gpt2_variants.run import FolderLock, parse
 
 FLOAT32 = {"bf16": {"enabled": False}}
 
@@ -351,16 +351,61 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_js
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_another_number_of_ranks_is_refused(tiny_run, tmp_path):
+@pytest.mark.parametrize("stages", [(1, 1, 1), (1, 2, 1), (3, 3, 3)])
+def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp_path, monkeypatch):
+    """1 -> 2 -> 1 ranks, in the middle of an epoch, also from one ZeRO stage to another: float32, the curve of 1 rank.
+
+    The decay is strong and on matrices only: a group that lost its own would show.
+    """
+    options = [*tiny_run, *NO_DROPOUT, "--weight_decay", "5", "--max_steps", "15"]
+    config = lambda stage: ["--deepspeed_config", ds_json(zero_optimization=zero(stage), **FLOAT32)]
+    whole = train([*options, *config(1)], tmp_path / "whole")
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 4)
+        train([*options, *config(stages[0])], folder, code=143)
+    again = ["--variant", "duo_predict", "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
+    results = finish(launch(2, [*options, *config(stages[1]), *again, "--save_steps", "9"]))
+    assert [code for code, _ in results] == [0, 0], results
+    assert f"1 ranks at ZeRO stage {stages[0]}; going on with 2 ranks at ZeRO stage {stages[1]}" in results[0][1]
+    on_two_ranks = {r["step"]: r["loss"] for r in metrics(folder) if "loss" in r}
+    middle = str(folder / "checkpoints/step-00000009")
+    train([*options, *config(stages[2])], folder, "--resume_from_checkpoint", middle)
+    assert [s["world_size"] for s in record(folder)["starts"]] == [1, 2, 1]
+    assert not list((folder / "checkpoints").glob(".tmp*"))
+    expected = {r["step"]: r["loss"] for r in metrics(whole) if "loss" in r}
+    losses = {r["step"]: r["loss"] for r in metrics(folder) if "loss" in r}
+    assert losses.keys() == expected.keys()
+    for step, loss in losses.items():
+        assert loss == pytest.approx(expected[step], abs=2e-5), step
+        assert on_two_ranks[step] == pytest.approx(expected[step], abs=2e-5), step
+    a, b = weights(whole), weights(folder)
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_zero_stage_of_another_kind_is_refused(stage, tiny_run, ds_json, tmp_path, capfd):
     folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant="gpt2")
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    options = ["--variant", "gpt2", *tiny_run, "--max_steps", "4", "--output_dir", str(folder)]
-    results = finish(launch(2, [*options, "--resume_from_checkpoint", "auto"]))
-    assert [code for code, _ in results] == [2, 2], results
-    assert results[0][1].count("error:") == 1
-    assert "world_size=1, not world_size 2" in results[0][1]
-    assert "error:" not in results[1][1]
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    options = ["--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--resume_from_checkpoint", "auto"]
+    train(tiny_run, folder, "--max_steps", "4", *options, variant="gpt2", code=2)
+    assert f"was made with ZeRO stage 1, and cannot go on at stage {stage}" in capfd.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
+    folder = tmp_path / "run"
+    lock = FolderLock(folder)
+    assert lock.acquire() is None
+    child = "import sys; from gpt2_variants.run import FolderLock; from pathlib import Path; "
+    child += "print(FolderLock(Path(sys.argv[1])).acquire())"
+    out = subprocess.run([sys.executable, "-c", child, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert f"process {os.getpid()} on " in out.stdout
+    train(tiny_run, folder, "--max_steps", "2", code=2)
+    assert f"--output_dir {folder}: process {os.getpid()} on" in capfd.readouterr().err
+    assert [p.name for p in folder.iterdir()] == [".lock"]
+    del lock
+    train(tiny_run, folder, "--max_steps", "2")
+    assert record(folder)["status"] == "finished"
 
 
 def test_resuming_a_finished_run_loses_nothing(tiny_run, tmp_path):
