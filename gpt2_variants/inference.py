@@ -69,6 +69,13 @@ class SavedModel:
             raise Faults([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
         if missing := sorted(info["missing_keys"]):  # transformers would go on with random ones
             raise Faults([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
+        if unknown := sorted(info["unexpected_keys"]):  # ... and without these
+            raise Faults(
+                [
+                    f"--model {self.folder}: {len(unknown)} weights, such as {unknown[0]}, belong to no part of the "
+                    "model that its config.json describes; correct that (rotating heads with norms: use_norm true)"
+                ]
+            )
         return model.to(self.device).eval()
 
     def encode(self, prompt: str) -> torch.Tensor:
