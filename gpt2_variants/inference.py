@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import TextStreamer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from .data import DataError, default_split, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
@@ -62,14 +62,19 @@ class SavedModel:
     @functools.cached_property
     def model(self):
         """The model on `device`, in eval mode. Raises `Faults` where weights are missing or do not fit."""
-        disable_progress_bar()
+        logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its table of missing and surplus weights; they are faults here
         try:
             model, info = self._model_class.from_pretrained(self.folder, dtype=self.dtype, output_loading_info=True)
         except Exception as err:  # of files, of safetensors, of shapes that differ
             raise Faults([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
-        if missing := sorted(info["missing_keys"]):  # transformers would go on with random ones
+        finally:
+            logging.set_verbosity(verbosity)
+        # transformers would go on, with random weights or with another model than was saved.
+        if missing := sorted(info["missing_keys"]):
             raise Faults([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
-        if unknown := sorted(info["unexpected_keys"]):  # ... and without these
+        if unknown := sorted(info["unexpected_keys"]):
             raise Faults(
                 [
                     f"--model {self.folder}: {len(unknown)} weights, such as {unknown[0]}, belong to no part of the "

@@ -286,6 +286,14 @@ def lacking_a_weight(model):
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
+def with_a_weight_too_many(model):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.h.1.attn.drift"] = torch.zeros(2)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -293,9 +301,10 @@ def lacking_a_weight(model):
         (of_another_type, "is of the type llama; models of gpt2, duo-predict-gpt2"),
         (truncated, "the weights cannot be loaded"),
         (lacking_a_weight, "1 weights are missing, such as transformer.h.1.attn.c_attn.weight"),
+        (with_a_weight_too_many, "1 weights, such as transf"),
     ],
 )
-def test_a_folder_that_is_no_whole_model_is_a_fault(damage, message, run, tmp_path, capsys):
+def test_a_folder_that_is_no_whole_model_is_a_fault(damage, message, run, tmp_path, capsys, caplog):
     model = shutil.copytree(run[0] / "model", tmp_path / "model")
     damage(model)
     assert command("generate", "--model", model, "--prompt", "The time") == 2
@@ -303,6 +312,7 @@ def test_a_folder_that_is_no_whole_model_is_a_fault(damage, message, run, tmp_pa
     assert line.startswith("error: ")
     assert str(model) in line
     assert message in line
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
