@@ -354,6 +354,8 @@ class _Loop:
         self.engine, self.float32_parameters = _make_engine(run, config, ds_config, warm, self.universal)
         self.model = self.engine.module
         self.positions = self.model.positions(run.block_size)
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        self.checkpoint_bytes = 12 * parameters  # float32 masters and AdamW's two moments, at least
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
         self.step = 0
         self.clock = Stopwatch()
@@ -552,7 +554,7 @@ class _Loop:
             manifest={"identity": self.identity, "cut": self.cut},
             keep=self.options.save_total_limit,
             describe_model=self._describe_model,
-            at_least_bytes=12 * self.record.facts["num_parameters"],  # float32 masters and AdamW's two moments
+            at_least_bytes=self.checkpoint_bytes,
         )
 
     def _describe_model(self, folder: Path) -> None:

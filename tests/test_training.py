@@ -335,7 +335,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd)
         (("--seed", "7"), "seed=42, not"),
         (("--train_batch_size", "16"), "train_batch_size=8"),
         (("--block_size", "16"), "block_size=32"),
-        (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "zero_stage=1, not"),
+        (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "ZeRO stage 1, and cannot go on at stage 3"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_json, tmp_path, capfd):
@@ -382,14 +382,6 @@ def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp
     a, b = weights(whole), weights(folder)
     for name in a:
         torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0, msg=name)
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_zero_stage_of_another_kind_is_refused(stage, tiny_run, ds_json, tmp_path, capfd):
-    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant="gpt2")
-    options = ["--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--resume_from_checkpoint", "auto"]
-    train(tiny_run, folder, "--max_steps", "4", *options, variant="gpt2", code=2)
-    assert f"was made with ZeRO stage 1, and cannot go on at stage {stage}" in capfd.readouterr().err
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
