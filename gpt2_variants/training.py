@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import math
 import os
@@ -13,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from .run import Faults, FolderLock, Run, RunRecord, load_data, main_rank, plan,
 from .warm_start import WarmStart
 
 NOT_FINITE = 3  # exit code: training stopped itself
+SECONDS_TO_STOP = 25.0  # DeepSpeed's launcher kills 30 s after its first signal
 
 
 @dataclass
@@ -74,6 +78,7 @@ def train(run: Run) -> Trained:
     record = _open_record(run, data, config, ds_config, resume_from)
     if warm is not None:
         record.update(warm_start=str(warm))
+    stopper.when_stuck(functools.partial(_say_stuck, record))
     try:
         loop = _Loop(run, data, config, ds_config, total_steps, record, stopper, warm, resume_from)
         return dataclasses.replace(loop.run(), lock=lock)
@@ -81,6 +86,15 @@ def train(run: Run) -> Trained:
         with contextlib.suppress(OSError):  # on a full disk the status stays as it was
             record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
         raise
+    finally:
+        stopper.close()
+
+
+def _say_stuck(record: RunRecord, number: int) -> None:
+    name = signal.Signals(number).name
+    record.update(
+        status="failed", reason=f"{name}, and the step did not end: is a rank gone? The checkpoints are whole"
+    )
 
 
 def _model_config(run: Run, data: Data):
@@ -287,8 +301,31 @@ class Stopper:
         self._signal = 0
         self._group = None
         self._parents = _launcher_chain()
+        self._ended = threading.Event()
+        self._received, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+
+    def when_stuck(self, say: Callable[[int], None]) -> None:
+        """Call `say` with the number of a signal that has not ended the run after 25 s.
+
+        On a GPU a rank waits for a dead one in the driver, where Python's handlers do not run; then it is killed.
+        """
+
+        def watch() -> None:
+            number = self._received.recv(1)  # nothing, once the run is over
+            if number and not self._ended.wait(SECONDS_TO_STOP):
+                say(number[0])
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def close(self) -> None:
+        """The run is over."""
+        self._ended.set()
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
 
     def _on_signal(self, number: int, frame) -> None:
         self._signal = max(self._signal, number)

@@ -1,8 +1,11 @@
 """The loop, against a plain PyTorch loop; resume, world sizes, signals, faults. In one process where it can be."""
 
+import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -556,26 +559,18 @@ def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
     assert [r["step"] for r in metrics(tmp_path / "run") if "loss" in r] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("victim", ["runner", "launch"])
-def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
-    """SIGTERM to `deepspeed` kills only its front, SIGKILL its inner process; the ranks save and end all the same."""
+def end_of_a_long_run(folder, tiny_run, port, act):
+    """Start 2 endless ranks by the launcher, do `act(runner, launcher, ranks)`; the runner's code, the ranks gone."""
     import psutil
 
-    folder = tmp_path / "run"
-    command = two_ranks_by_the_launcher(port=29612)
-    command += [
-        "--variant",
-        "duo_predict",
-        *tiny_run,
-        "--max_steps",
-        "100000",
-        "--eval_steps",
-        "100000",
-        "--save_steps",
-        "100000",
-    ]
+    steps = ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
+    command = [*two_ranks_by_the_launcher(port), "--variant", "duo_predict", *tiny_run, *steps]
     runner = subprocess.Popen(
-        [*command, "--output_dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+        [*command, "--output_dir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        start_new_session=True,
     )
     try:
         deadline = time.time() + 90
@@ -583,16 +578,111 @@ def test_no_rank_trains_on_as_an_orphan(victim, tiny_run, tmp_path):
             assert time.time() < deadline
             time.sleep(0.1)
         launcher = psutil.Process(runner.pid).children()[0]
-        ranks = launcher.children()
+        ranks = sorted(launcher.children(), key=lambda p: p.environ()["RANK"])
         assert len(ranks) == 2
-        if victim == "runner":
-            runner.terminate()
-        else:
-            launcher.kill()
+        act(runner, launcher, ranks)
         _, alive = psutil.wait_procs(ranks, timeout=25)
         assert not alive
+        return runner.wait(timeout=60)
     finally:
-        for p in [runner, *psutil.Process(runner.pid).children(recursive=True)] if runner.poll() is None else [runner]:
-            p.kill()
-    assert record(folder)["status"] == "interrupted"
-    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(runner.pid, signal.SIGKILL)
+
+
+ENDS = {
+    "SIGTERM to deepspeed": lambda runner, launcher, ranks: runner.terminate(),
+    "SIGKILL to its inner process": lambda runner, launcher, ranks: launcher.kill(),
+    "Ctrl-C": lambda runner, launcher, ranks: os.killpg(runner.pid, signal.SIGINT),
+    "SIGTERM to the group": lambda runner, launcher, ranks: os.killpg(runner.pid, signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("end", [*list(ENDS)[:2], *(pytest.param(e, marks=pytest.mark.slow) for e in list(ENDS)[2:])])
+def test_no_rank_trains_on_as_an_orphan(end, tiny_run, tmp_path):
+    """Whatever the launcher does with the signal: the ranks save and end within 25 s."""
+    end_of_a_long_run(tmp_path / "run", tiny_run, 29612, ENDS[end])
+    assert record(tmp_path / "run")["status"] == "interrupted"
+    assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
+
+
+def test_a_rank_that_dies_ends_the_others(tiny_run, tmp_path):
+    code = end_of_a_long_run(tmp_path / "run", tiny_run, 29613, lambda runner, launcher, ranks: ranks[1].kill())
+    assert code != 0
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_signal_that_no_step_ends_for_is_said_before_the_kill(tiny_run, tmp_path, monkeypatch):
+    """As on a GPU, where a rank waits for a dead one outside Python."""
+    monkeypatch.setattr(training, "SECONDS_TO_STOP", 0.3)
+    original, said = training._Loop._optimizer_step, []
+
+    def stuck(self, micro_batches):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.5)
+            said.append(record(tmp_path / "run"))
+        return original(self, micro_batches)
+
+    monkeypatch.setattr(training._Loop, "_optimizer_step", stuck)
+    train(tiny_run, tmp_path / "run", "--max_steps", "5", code=143)
+    assert said[0]["status"] == "failed"
+    assert said[0]["reason"].startswith("SIGTERM, and the step did not end")
+    assert record(tmp_path / "run")["status"] == "interrupted", "it did end after all"
+
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0,
+    reason="needs the right to mount in a namespace of its own",
+)
+def test_a_full_disk_is_one_clear_error_and_older_checkpoints_are_intact(tiny_run, tmp_path):
+    """A disk of 2 MB, of which a checkpoint takes 0.6."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    options = ["--variant", "gpt2", *tiny_run, "--save_steps", "1", "--eval_steps", "100", "--save_total_limit", "50"]
+    command = [sys.executable, str(ROOT / "train_ds.py"), *options, "--max_steps", "20"]
+    script = 'disk=$1 kept=$2; shift 2; mount -t tmpfs -o size=2m none "$disk" || exit 99; "$@"; code=$?; '
+    script += 'cp -r "$disk" "$kept"; exit $code'
+    out = subprocess.run(
+        [*UNSHARE, "sh", "-c", script, "-", str(disk), str(kept), *command, "--output_dir", str(disk / "run")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_PORT")},  # of this process
+    )
+    assert out.returncode == 1, out.stderr
+    last = out.stderr.strip().splitlines()[-1]
+    assert re.search(r"CheckpointError: the checkpoint of step \d was not written: .* MB are free", last), out.stderr
+    assert "go on with --resume_from_checkpoint auto" in last
+    folder = kept / "run"
+    whole = list((folder / "checkpoints").glob("step-*"))
+    assert len(whole) >= 2
+    assert [checkpoint.fault_of(c) for c in whole] == [None] * len(whole)
+    assert record(folder)["status"] == "failed"
+    train([*options[2:], "--max_steps", "8"], folder, "--resume_from_checkpoint", "auto", variant="gpt2")
+    assert [r["step"] for r in metrics(folder) if "loss" in r] == list(range(1, 9))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tiny_run, tmp_path, monkeypatch, capfd):
+    """Where the disk fills up in the middle of it; torch then says nothing of a disk."""
+    import deepspeed
+
+    original = deepspeed.DeepSpeedEngine.save_checkpoint
+
+    def full(self, root, tag, **kwargs):
+        original(self, root, tag=tag, **kwargs)
+        if tag.endswith("10"):
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22")
+
+    monkeypatch.setattr(deepspeed.DeepSpeedEngine, "save_checkpoint", full)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"checkpoint of step 10 was not written: .*enforce fail.* free"
+    ):
+        train(tiny_run, tmp_path / "run", "--max_steps", "20")
+    assert "CheckpointError: the checkpoint of step 10" in record(tmp_path / "run")["reason"]
+    monkeypatch.undo()
+    train(tiny_run, tmp_path / "run", "--max_steps", "20", "--resume_from_checkpoint", "auto")
+    assert "step-00000005" in capfd.readouterr().err
+    assert not list((tmp_path / "run/checkpoints").glob(".tmp*"))
