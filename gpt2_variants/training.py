@@ -23,12 +23,12 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _unflatten_dense_tensors
 
-from . import checkpoint, warm_start
+from . import checkpoint, nodes, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
 from .models.modeling_base import Float32Parameters
-from .run import Faults, Run, RunRecord, load_data, main_rank, plan, world_size
+from .run import Faults, Run, RunRecord, load_data, main_rank, plan, use_accelerator, world_size
 from .warm_start import WarmStart
 
 NOT_FINITE = 3  # exit code: training stopped itself
@@ -66,6 +66,10 @@ def train(run: Run) -> Trained:
     total_steps, ds_config = plan(run, len(data.train))
     stopper = Stopper()
     _init_distributed()
+    if blind := nodes.nodes_without(Path(run.output_dir)):
+        raise Faults(
+            [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
+        )
     resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config))
     warm = _warm_start(run, config) if resume_from is None else None
     record = _open_record(run, data, config, ds_config, resume_from)
@@ -113,8 +117,8 @@ def _init_distributed() -> None:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not warn that it found nothing else
+    use_accelerator()
+    nodes.choose_interface()
     import deepspeed
 
     if not torch.cuda.is_available():
