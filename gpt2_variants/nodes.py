@@ -31,12 +31,15 @@ def number_of_nodes() -> int:
     """How many nodes the launcher started ranks on; 1 without a launcher.
 
     From the world size, and the ranks of this node as DeepSpeed's launcher (LOCAL_SIZE) or torchrun
-    (LOCAL_WORLD_SIZE) tells; other ways to start ranks are taken for one rank a node.
+    (LOCAL_WORLD_SIZE) tells. Ranks started in another way are taken for one a node, unless they meet at a loopback
+    address.
     """
     if "RANK" not in os.environ:
         return 1
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")
-    return -(-int(os.environ.get("WORLD_SIZE", "1")) // int(local))
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    if local is None and os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost", "::1")):
+        return 1
+    return -(-int(os.environ.get("WORLD_SIZE", "1")) // int(local or 1))
 
 
 def choose_interface() -> None:

@@ -503,10 +503,11 @@ def _engine_faults(config: dict, path: Path) -> list[str]:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    # without a process group DeepSpeed takes the world for one rank
-    alone = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
+    # DeepSpeed counts the ranks of the process group that there is, if there is one
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * ranks
     try:
-        DeepSpeedConfig({**config, "train_batch_size": alone})
+        DeepSpeedConfig({**config, "train_batch_size": batch})
     except ValidationError as err:
         return [
             f"--deepspeed_config {path}: {'.'.join([err.title, *map(str, e['loc'])])}: {e['msg']}"

@@ -681,9 +681,14 @@ def _master(engine, parameter: nn.Parameter) -> torch.Tensor:
 
 def _set_master(engine, parameter: nn.Parameter, value: torch.Tensor) -> None:
     """Set the float32 master of `parameter`, whole, to `value`. On all ranks."""
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    if _has_zero_master(parameter):
+    if hasattr(parameter, "ds_id"):
+        # Not the whole: DeepSpeed 0.19 then reads beyond the end of a value that the ranks cannot share out evenly.
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * parameter.ds_process_group.size() - value.numel()))
+        safe_set_local_fp32_param(parameter, padded.narrow(0, size * parameter.ds_process_group.rank(), size))
+    elif _has_zero_master(parameter):
         safe_set_full_fp32_param(parameter, value)
     else:
         _stage_0_master(engine, parameter).data.copy_(value)
