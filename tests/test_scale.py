@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -417,3 +418,31 @@ def test_two_nodes_give_the_curve_of_one(float32_run, two_nodes, tmp_path):
         assert all("GLOO_SOCKET_IFNAME=cable" in err for err in errors)
     on_both("--resume_from_checkpoint", "auto", "--max_steps", "14")
     assert [r["step"] for r in metrics(tmp_path / "two") if "loss" in r] == list(range(1, 15))
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_the_readme(float32_run, tmp_path):
+    """With stand-ins for `scontrol` and `srun` that know two nodes, both this machine, of one slot each."""
+    one = train(float32_run, tmp_path / "one")
+    (script,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    asked = ["--variant", "duo_predict", *float32_run, "--output_dir", str(tmp_path / "two")]
+    script = script.replace("slots=8", "slots=1").replace("--variant gpt2", shlex.join(asked))
+    script = script.replace("train_ds.py", str(ROOT / "train_ds.py"))
+    stand_ins = {
+        "scontrol": "echo localhost; echo node-b",
+        "srun": 'SLURM_NODEID=0 "$@" & SLURM_NODEID=1 "$@" & wait -n && wait -n',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    out = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+    )
+    assert out.returncode == 0, out.stderr
+    assert_same_curve(one, tmp_path / "two")
