@@ -345,7 +345,8 @@ def test_torchrun_trains_on_two_ranks(float32_run, tmp_path):
     one = train(float32_run, tmp_path / "one")
     start = command("torchrun", "--standalone", "--nproc_per_node", "2")
     options = ["--variant", "duo_predict", *float32_run, "--output_dir", str(tmp_path / "two")]
-    out = subprocess.run([*start, *options], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = subprocess.run([*start, *options], env=env, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert json.loads((tmp_path / "two/run.json").read_text())["starts"][0]["world_size"] == 2
     assert_same_curve(one, tmp_path / "two")
@@ -438,7 +439,7 @@ def test_the_slurm_script_of_the_readme(float32_run, tmp_path):
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     out = subprocess.run(
         ["bash", "-c", script],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=280,
