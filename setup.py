@@ -32,6 +32,7 @@ setup(
     extras_require={
         "wandb": ["wandb>=0.20"],
         "plot": ["matplotlib>=3.8"],
+        "lm_eval": ["lm_eval[hf]>=0.4.13,<0.5"],
         "dev": ["pytest>=8", "ruff"],
     },
 )

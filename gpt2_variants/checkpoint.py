@@ -5,17 +5,33 @@ under a temporary tag, gets a manifest with the size and hash of each file, and 
 atomically. Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
 """
 
+import argparse
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 MANIFEST = "manifest.json"
+MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
 _TEMPORARY = ".tmp-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the older ones are as they were."""
+
+
+def _not_written(step: int, reason: str) -> str:
+    return (
+        f"the checkpoint of step {step} was not written: {reason}. Older checkpoints are intact: make room, then go on "
+        "with --resume_from_checkpoint auto"
+    )
 
 
 def name_of(step: int) -> str:
@@ -23,21 +39,47 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(engine, root: Path, step: int, client_state: dict[str, Any], manifest: dict[str, Any], keep: int) -> None:
+def save(
+    engine,
+    root: Path,
+    step: int,
+    client_state: dict[str, Any],
+    manifest: dict[str, Any],
+    keep: int,
+    describe_model: Callable[[Path], None],
+    at_least_bytes: int,
+) -> None:
     """Save `engine` as `root/step-...` on all ranks together, then prune to the newest `keep`.
 
     Args:
         client_state: what DeepSpeed is to hand back on loading; rank 0's counts.
         manifest: readable facts to store beside the file list (what the run is, its world size).
+        describe_model: writes what the weights alone do not tell (config, tokenizer) to the folder it is given, so that
+            a model can be made of the checkpoint alone. Called on rank 0.
+        keep: how many checkpoints stay.
+        at_least_bytes: what the checkpoint surely takes on the disk.
+
+    Raises:
+        CheckpointError: there is no room for it, or it could not be written.
     """
     temporary = root / (_TEMPORARY + name_of(step))
+    fault: list[str | None] = [None]
     if dist.get_rank() == 0:
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(_TEMPORARY + "*"):
             shutil.rmtree(stale)
-    dist.barrier()
-    engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+        if (free := shutil.disk_usage(root).free) < at_least_bytes:
+            fault = [f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"]
+    dist.broadcast_object_list(fault)
+    if fault[0]:
+        raise CheckpointError(_not_written(step, fault[0]))
+    try:
+        engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+    except (OSError, RuntimeError) as err:  # torch reports a full disk as a RuntimeError without saying so
+        free = shutil.disk_usage(root).free
+        raise CheckpointError(_not_written(step, f"{err}; {free / 1e6:,.1f} MB are free at {root}")) from err
     if dist.get_rank() == 0:  # save_checkpoint ended with a barrier: the files of all ranks are there
+        describe_model(temporary / MODEL)
         _publish(temporary, root / name_of(step), {"step": step, **manifest})
         _write_atomically(root / "latest", name_of(step))
         _prune(root, keep)
@@ -126,3 +168,84 @@ def load(engine, checkpoint: Path) -> dict[str, Any]:
     if path is None:
         raise RuntimeError(f"DeepSpeed could not load {checkpoint}")
     return client_state
+
+
+def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+    """The float32 master weights in a whole checkpoint: name -> weight, on the CPU, without the tied `lm_head.weight`.
+
+    Needs no GPU and no process group, whatever the number of ranks that saved it. DeepSpeed's files are pickles.
+
+    Raises:
+        ValueError: the checkpoint holds weights of lower precision, but no float32 masters of them.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not look for one
+    if zero_stage == 0:
+        weights = _weights_without_zero(checkpoint / "mp_rank_00_model_states.pt")
+    else:
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    weights.pop("lm_head.weight", None)
+    # Cloned: they are views of a few flat tensors, and what shares storage is taken for tied on saving.
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
+    """From a file of ZeRO stage 0, which holds the masters by parameter group, without names."""
+    states = torch.load(file, map_location="cpu", weights_only=False)
+    weights = {name: weight for name, weight in states["module"].items() if name != "lm_head.weight"}
+    if all(weight.dtype == torch.float32 for weight in weights.values()):
+        return weights
+    masters = [master for group in states["optimizer"].get("fp32_groups", []) for master in group]
+    # The groups of `training`: matrices, then vectors.
+    names = sorted(weights, key=lambda name: weights[name].ndim < 2)
+    if len(masters) != len(names) or not all(
+        torch.equal(master.to(weights[name].dtype), weights[name]) for name, master in zip(names, masters, strict=True)
+    ):
+        raise ValueError(f"{file}: no float32 master weights that belong to its {weights[names[0]].dtype} weights")
+    return dict(zip(names, masters, strict=True))
+
+
+def load_universal(engine, checkpoint: Path) -> dict[str, Any]:
+    """As `load`, of a checkpoint whose states were cut for another number of ranks, or at stage 1 for 2 or the reverse.
+
+    `engine` must have been made with `"checkpoint": {"load_universal": true}`. Rank 0 converts the checkpoint to
+    DeepSpeed's universal format, in a temporary folder beside it that is gone afterwards; it needs the room of another
+    checkpoint.
+    """
+    universal = checkpoint.with_name(_TEMPORARY + "universal-" + checkpoint.name)
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal, ignore_errors=True)
+        _convert_to_universal(checkpoint, universal)
+    dist.barrier()
+    # At stage 3 DeepSpeed gives every parameter group the options of the first one, and all parameters one and the same
+    # tensor that counts Adam's steps, which each of them then counts up.
+    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    client_state = load(engine, universal)
+    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
+        group.update({**own, "lr": group["lr"]})
+    for state in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal)
+    return client_state
+
+
+def _convert_to_universal(checkpoint: Path, universal: Path) -> None:
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    arguments = argparse.Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(universal),
+        num_extract_workers=1,  # in this process: children would inherit its device and its connections
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        main(arguments)

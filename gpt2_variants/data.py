@@ -53,6 +53,7 @@ WIKITEXT_READY = "BluebrainAI/wikitext-103-raw-v1-seq{}-tokenized-grouped"
 WIKITEXT_READY_BLOCK_SIZES = (512, 1024)
 WIKITEXT_RAW = "Salesforce/wikitext:wikitext-103-raw-v1"
 WIKITEXT_ROWS_PER_BATCH = 40_000  # the published cut drops the remainder of every batch of so many rows
+GPT2_ENTRIES = 50_257
 GPT2_VOCABULARY = "71cca498f566a6fce90612118ffe70ec265ffdc746e7e6743a2253d346af4d30"  # see _vocabulary_digest
 
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -302,6 +303,10 @@ class BlockDataset:
         input_ids = torch.from_numpy(_flat_ids(table).astype(np.int64)).view(-1, self.block_size)
         return {"input_ids": input_ids, "labels": input_ids.masked_fill(is_pad[:, None], -100)}
 
+    def tokens(self) -> np.ndarray:
+        """All ids, block after block: shape (number of blocks * S,)."""
+        return np.concatenate([_flat_ids(table) for table in self._rows.iter(batch_size=1024)])
+
     def token_counts(self, vocab_size: int, start: int = 0) -> np.ndarray:
         """Count every token id at the positions `start` to S-1 of all blocks; int64, shape (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
@@ -541,6 +546,43 @@ def load(
     return _open(prepared, dataset, tokenizer)
 
 
+def default_split(dataset: str) -> str:
+    """What `load_tokens` reads where no split is asked for: all of a local file, else the validation part."""
+    is_file = dataset not in ("builtin", WIKITEXT) and Path(dataset).expanduser().is_file()
+    return "all" if is_file else "validation"
+
+
+def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np.ndarray:
+    """A source as one stream of token ids, to evaluate on.
+
+    Args:
+        dataset: as for `load`.
+        tokenizer: a folder or a Hub id.
+        block_size: of the training run that `split` refers to.
+        split: `validation` or `train`, the blocks `load` gives, one after the other; or `all`, every token of the
+            source (its validation part last, where it has one of its own), which is not kept in the cache.
+
+    Returns:
+        (number of tokens,) ids of an integer type.
+
+    Raises:
+        DataError: as for `load`.
+    """
+    if split != "all":
+        return getattr(load(dataset, tokenizer, block_size), split).tokens()
+    if faults := _local_faults(dataset, tokenizer):
+        raise DataError("\n".join(faults))
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        opened = open_tokenizer(tokenizer)
+        source = _read(dataset, opened, block_size, Path(scratch))
+        if not source.is_text:
+            _check_tokens(dataset, source, tokenizer, opened)
+        parts = [part for part in (source.train, source.validation) if part is not None]
+        if source.is_text:
+            parts = [_tokenise(part, opened, Path(scratch), num_proc=None) for part in parts]
+        return np.concatenate([_flat_ids(part.with_format("arrow")[:]) for part in parts])
+
+
 def _default_cache() -> Path:
     return Path(os.environ.get("GPT2_VARIANTS_CACHE") or "~/.cache/gpt2_variants").expanduser()
 
@@ -549,7 +591,7 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
     from datasets import Dataset
 
     info = json.loads((prepared / "info.json").read_text(encoding="utf-8"))
-    tokenizer = _open_tokenizer(str(prepared / "tokenizer"))
+    tokenizer = open_tokenizer(str(prepared / "tokenizer"))
     return Data(
         train=BlockDataset(Dataset.load_from_disk(str(prepared / "train"))),
         validation=BlockDataset(Dataset.load_from_disk(str(prepared / "validation"))),
@@ -604,8 +646,10 @@ def _file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _vocabulary_digest(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+def _vocabulary_digest(tokenizer: transformers.PreTrainedTokenizerBase, entries: int | None = None) -> str:
+    """Digest of the vocabulary, or of its first `entries` ids: a model may have added its own after them."""
+    vocabulary = [(token, i) for token, i in tokenizer.get_vocab().items() if entries is None or i < entries]
+    return hashlib.sha256(json.dumps(sorted(vocabulary)).encode()).hexdigest()
 
 
 def _fingerprint(blocks: datasets.Dataset, vocabulary: str) -> str:
@@ -638,7 +682,7 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
     scratch.mkdir(parents=True)
     try:
         with _quiet():
-            tokenizer = None if tokenizer_name == "builtin" else _open_tokenizer(tokenizer_name)
+            tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
             source = _read(dataset, tokenizer, block_size, scratch)
             if not source.is_text:
                 _check_tokens(dataset, source, tokenizer_name, tokenizer)
@@ -732,7 +776,7 @@ def _builtin_corpus() -> tuple[list[str], list[str]]:
 
 def _read_wikitext(tokenizer: transformers.PreTrainedTokenizerBase | None, block_size: int) -> _Source:
     """WikiText-103 as the published runs cut it: validation is the first 1 % of the raw train split's rows."""
-    is_gpt2 = tokenizer is not None and _vocabulary_digest(tokenizer) == GPT2_VOCABULARY
+    is_gpt2 = tokenizer is not None and _vocabulary_digest(tokenizer, GPT2_ENTRIES) == GPT2_VOCABULARY
     lost = None
     if is_gpt2 and block_size in WIKITEXT_READY_BLOCK_SIZES:
         ready = WIKITEXT_READY.format(block_size)
@@ -863,10 +907,16 @@ def _brief(error: BaseException) -> str:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
-    """Open a tokenizer from a folder, with no network, or from the Hub."""
+def open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
+    """Open a tokenizer from a folder, with no network, or from the Hub.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer, GPT2TokenizerFast
 
+    if fault := _tokenizer_fault(name):
+        raise DataError(f"--tokenizer {name}: {fault}")
     is_local = _is_path(name)
     offline = is_local or not network.reachable()
     path = Path(name).expanduser()

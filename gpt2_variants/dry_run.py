@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .metrics import flops_per_token
 from .models.modeling_base import LOSS_CHUNK_ROWS
+from .registry import GPT2_VOCABULARY
 from .run import Run, load_data, plan, use_accelerator, world_size
 
-# `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens; GPT-2's vocabulary.
+# `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens.
 WIKITEXT_TOKENS = 116_739_072
-GPT2_VOCABULARY = 50_257
 GIB = 1024**3
 GPUS_PER_NODE = 8
 NUMBERS_OF_GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)

@@ -3,24 +3,31 @@
 import copy
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from transformers import GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from .registry import Variant
-from .run import Run, RunRecord
+from . import checkpoint
+from .data import open_tokenizer
+from .registry import VARIANTS, Variant
+from .run import Faults, Run, RunRecord
 
 MASK_TOKEN = "<|MASK|>"
 
 
-def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokenizer, folder: Path) -> None:
+def export(
+    variant: Variant, config, state_dict: dict[str, torch.Tensor], tokenizer, block_size: int, folder: Path
+) -> None:
     """Write float32 safetensors, configs, tokenizer and model code to `folder`, whole or not at all.
 
     Args:
         state_dict: name -> weight, without the tied `lm_head.weight`.
         tokenizer: the data's; gets `<|MASK|>` where the model has an entry for it.
+        block_size: tokens per training sequence; the tokenizer's `model_max_length`, since the model may have more
+            positions than were ever trained.
 
     Raises:
         ValueError: `state_dict` lacks a weight of the model or has one too many.
@@ -38,14 +45,16 @@ def export(variant: Variant, config, state_dict: dict[str, torch.Tensor], tokeni
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
-    if getattr(config, "mask_token_id", None) is not None:
-        tokenizer = copy.deepcopy(tokenizer)
-        if config.mask_token_id == len(tokenizer):
-            tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = block_size
+    if getattr(config, "mask_token_id", None) == len(tokenizer):
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     tokenizer.save_pretrained(aside)
+    old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
-        shutil.rmtree(folder)
+        os.rename(folder, old)
     os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exported_class(variant: Variant) -> type:
@@ -62,8 +71,73 @@ def finish(run: Run, trained) -> None:
     folder = Path(run.output_dir)
     record = RunRecord(folder, writes=True)
     try:
-        export(run.spec, trained.config, trained.state_dict, trained.tokenizer, folder / "model")
+        export(run.spec, trained.config, trained.state_dict, trained.tokenizer, run.block_size, folder / "model")
     except BaseException as err:
         record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
         raise
     record.update(status="finished", reason=None)
+
+
+def export_checkpoint(source: Path, folder: Path) -> Path:
+    """Export from a checkpoint, as a finished run exports itself: without a GPU, of any ZeRO stage and number of ranks.
+
+    Args:
+        source: a checkpoint (`.../checkpoints/step-...`), or a run's folder, which means its newest whole checkpoint.
+        folder: what to write; it must not exist.
+
+    Returns:
+        The checkpoint that was exported.
+
+    Raises:
+        Faults: there is no whole checkpoint, or `folder` exists or cannot be written.
+    """
+    lines = _place_faults(folder)
+    chosen, fault = _choose(source)
+    if fault:
+        lines.append(f"--checkpoint {source}: {fault}")
+    if lines:
+        raise Faults(lines)
+    manifest = checkpoint.read_manifest(chosen)
+    identity = manifest["identity"]
+    variant = VARIANTS[identity["variant"]]
+    described = chosen / checkpoint.MODEL
+    try:
+        weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])
+    except ValueError as err:
+        raise Faults([f"--checkpoint {source}: {err}"]) from err
+    export(
+        variant,
+        variant.config_class.from_json_file(described / "config.json"),
+        weights,
+        open_tokenizer(str(described)),
+        identity["block_size"],
+        folder,
+    )
+    return chosen
+
+
+def _place_faults(folder: Path) -> list[str]:
+    if folder.exists():
+        return [f"--output_dir {folder}: exists already; give a new folder"]
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [f"--output_dir {folder}: {parent} cannot be written; give another folder"]
+    return []
+
+
+def _choose(source: Path) -> tuple[Path | None, str | None]:
+    """The checkpoint that `source` means, verified; or what is wrong."""
+    if not source.is_dir():
+        return None, "no such folder; give a run's folder, or a checkpoint such as runs/gpt2/checkpoints/step-00000500"
+    if (source / "checkpoints").is_dir():
+        chosen, passed_over = checkpoint.newest_valid(source / "checkpoints")
+        print("".join(f"{line}\n" for line in passed_over), end="", file=sys.stderr)
+        if chosen is None:
+            return None, "holds no whole checkpoint"
+    else:
+        chosen = source.resolve()
+        if fault := checkpoint.fault_of(chosen):
+            return None, f"{fault}; give another checkpoint, or the run's folder for its newest whole one"
+    if not (chosen / checkpoint.MODEL / "config.json").is_file():
+        return None, f"{chosen.name} was saved by a version that did not yet keep config and tokenizer in a checkpoint"
+    return chosen, None

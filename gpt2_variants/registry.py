@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+GPT2_VOCABULARY = 50_257
+
 # The GPT-2 family (Radford et al., 2019, table 2; GPT2Config on the Hub), and a size for CPUs.
 SIZES: dict[str, dict[str, int]] = {
     "nano": {"n_layer": 4, "n_embd": 192, "n_head": 6},
@@ -80,6 +82,14 @@ class Variant:
             **fields,
         }
         return self.config_class(**values)
+
+    def num_parameters(self, size: str = "gpt2-medium", tokenizer_size: int = GPT2_VOCABULARY) -> int:
+        """Parameters of the model at `size`, tied ones counted once, with as many positions as its block size."""
+        import torch
+
+        config = self.make_config(size, tokenizer_size, self.block_size)
+        with torch.device("meta"):
+            return self.model_class(config).num_parameters()
 
     def register(self) -> None:
         """Make the Auto classes know the variant's `model_type`, unless transformers itself does."""

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from .evaluation import describe
 from .metrics import read_metrics
 from .run import Run, RunRecord
 
@@ -29,19 +30,12 @@ def summary(folder: Path) -> str:
             f"{train['elapsed_seconds']:.0f} s, {train['tokens_per_second']:,.0f} tokens/s"
         )
     if final := _last(records, "eval_loss"):
-        lines.append(
-            f"validation  perplexity {final['eval_perplexity']:.2f}, loss {final['eval_loss']:.4f}, accuracy "
-            f"{final['eval_accuracy']:.3f} at step {final['step']}"
-        )
+        next_token, *infill = describe(final)
+        lines.append(f"validation  {next_token} at step {final['step']}")
         unigram = facts["unigram_perplexity"]
         part = final["eval_perplexity"] / unigram
         lines.append(f"            unigram perplexity of the same text {unigram:.2f}; the model's is {part:.3f} of it")
-        if "eval_infill_loss" in final:
-            lines.append(
-                f"infill      perplexity {final['eval_infill_perplexity']:.2f}, accuracy "
-                f"{final['eval_infill_accuracy']:.3f} (each token given its past and its right neighbour: not "
-                "comparable with the line above)"
-            )
+        lines += infill
     return "\n".join(lines)
 
 
@@ -88,37 +82,12 @@ def plot(folder: Path) -> Path:
     return path
 
 
-def sample(model_folder: Path, prompt: str, max_new_tokens: int = 60, seed: int = 0) -> str:
-    """A continuation of `prompt`, sampled (temperature 0.8, top 40) from an exported model, with the prompt.
+def sample(model_folder: Path, prompt: str) -> str:
+    """A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `Faults`."""
+    from .inference import SavedModel
 
-    Raises:
-        ValueError: the prompt has no tokens.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-    inputs = tokenizer(prompt, return_tensors="pt")
-    if not inputs["input_ids"].numel():
-        raise ValueError("the prompt is empty: give at least one token")
-    room = model.config.n_positions - inputs["input_ids"].shape[1]
-    if room < 1:
-        raise ValueError(
-            f"the prompt has {inputs['input_ids'].shape[1]} tokens, the model {model.config.n_positions} positions: "
-            "give a shorter one"
-        )
-    torch.manual_seed(seed)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = model.generate(
-        **inputs,
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=True,
-        temperature=0.8,
-        top_k=40,
-        pad_token_id=pad,
-    )
-    return tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    saved = SavedModel(model_folder)
+    return saved.decode(saved.generate(saved.encode(prompt))[0])
 
 
 def show(run: Run) -> None:

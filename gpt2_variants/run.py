@@ -5,20 +5,23 @@ All faults of a run are collected and raised at once, before any model is built.
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import math
 import os
+import platform
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import nodes, warm_start
 from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
 
+LOCK = ".lock"
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
 # What `experimental_setup.md` and `variants.md` fix (seed), and a model that trains in minutes on 2 CPU cores (demo).
@@ -166,7 +169,8 @@ class Run:
 
     def make_config(self, tokenizer_size: int):
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
-        fields = {"n_positions": self.spec.block_size, "bos_token_id": None, "eos_token_id": None}
+        # As many positions as are trained: more would be exported as they were initialised.
+        fields = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
         if self.init_from is not None:
             fields |= warm_start.config_fields(self.init_from, self.spec)
         fields |= self.model_args
@@ -440,7 +444,7 @@ def _place_faults(run: Run) -> list[str]:
             f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
             "--resume_from_checkpoint auto"
         ]
-    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+    if out.is_dir() and {p.name for p in out.iterdir()} - {LOCK} and not (out / "run.json").exists():
         return [f"--output_dir {out}: is not empty and holds no run; give a new folder"]
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
@@ -618,6 +622,36 @@ def _find_auto(value: Any, where: str = "") -> list[str]:
     if isinstance(value, dict):
         return [w for k, v in value.items() for w in _find_auto(v, f"{where}.{k}".lstrip("."))]
     return []
+
+
+class FolderLock:
+    """Keeps a second run out of a run's folder while this process lives."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / LOCK
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> str | None:
+        """Lock the folder, which is made if need be; a fault, if another process holds it. The kernel unlocks it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            return f"--output_dir {self._path.parent}: {holder} is training there; wait for it, or give another folder"
+        except OSError as err:
+            print(
+                f"{self._path.parent}: cannot be locked ({err.strerror}); see that no other run uses it",
+                file=sys.stderr,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        self._file = file
+        return None
 
 
 class RunRecord:

@@ -28,7 +28,7 @@ from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_p
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
 from .models.modeling_base import Float32Parameters
-from .run import Faults, Run, RunRecord, load_data, main_rank, plan, use_accelerator, world_size
+from .run import Faults, FolderLock, Run, RunRecord, load_data, main_rank, plan, use_accelerator, world_size
 from .warm_start import WarmStart
 
 NOT_FINITE = 3  # exit code: training stopped itself
@@ -41,6 +41,7 @@ class Trained:
     Attributes:
         exit_code: as in the interface: 0, 3, 130 or 143.
         state_dict: float32 master weights on rank 0 of a finished run, else None.
+        lock: keeps other runs out of the folder until the export stands there.
         config: the model's config.
         tokenizer: the data's tokenizer.
     """
@@ -49,6 +50,7 @@ class Trained:
     config: Any
     tokenizer: Any
     state_dict: dict[str, torch.Tensor] | None = None
+    lock: FolderLock | None = None
 
 
 class NonFiniteLoss(RuntimeError):
@@ -70,15 +72,18 @@ def train(run: Run) -> Trained:
         raise Faults(
             [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
         )
-    resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config))
+    resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config), _cut(ds_config))
     warm = _warm_start(run, config) if resume_from is None else None
+    lock = _lock(run)
     record = _open_record(run, data, config, ds_config, resume_from)
     if warm is not None:
         record.update(warm_start=str(warm))
     try:
-        return _Loop(run, data, config, ds_config, total_steps, record, stopper, warm).run(resume_from)
+        loop = _Loop(run, data, config, ds_config, total_steps, record, stopper, warm, resume_from)
+        return dataclasses.replace(loop.run(), lock=lock)
     except BaseException as err:
-        record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
+        with contextlib.suppress(OSError):  # on a full disk the status stays as it was
+            record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
         raise
 
 
@@ -132,7 +137,7 @@ def _init_distributed() -> None:
 
 
 def _identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
-    """What must be the same to go on from a checkpoint: it decides the weights, the data order, how states are cut."""
+    """What must be the same to go on from a checkpoint: it decides the weights and the order of the data."""
     return {
         "variant": run.variant,
         "size": run.size,
@@ -142,16 +147,19 @@ def _identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
         "data": data.fingerprint,
         "train_batch_size": ds_config["train_batch_size"],
         "seed": run.seed,
-        "world_size": world_size(),
-        "zero_stage": ds_config.get("zero_optimization", {}).get("stage", 0),
     }
 
 
-def _agree_on_checkpoint(run: Run, identity: dict[str, Any]) -> Path | None:
+def _cut(ds_config: dict) -> dict[str, int]:
+    """What decides how the optimizer's states are cut into files."""
+    return {"world_size": world_size(), "zero_stage": ds_config.get("zero_optimization", {}).get("stage", 0)}
+
+
+def _agree_on_checkpoint(run: Run, identity: dict[str, Any], cut: dict[str, int]) -> Path | None:
     """The checkpoint to go on from, chosen and verified by rank 0. Raises `Faults` on all ranks."""
     chosen: list[Any] = [None, None]
     if main_rank() and run.resumes:
-        chosen = list(_choose_checkpoint(run, identity))
+        chosen = list(_choose_checkpoint(run, identity, cut))
     dist.broadcast_object_list(chosen)
     path, fault = chosen
     if fault:
@@ -159,7 +167,17 @@ def _agree_on_checkpoint(run: Run, identity: dict[str, Any]) -> Path | None:
     return path
 
 
-def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None, str | None]:
+def _lock(run: Run) -> FolderLock:
+    """The run's folder, locked by rank 0 against other runs; made if need be. Raises `Faults` on all ranks."""
+    lock = FolderLock(Path(run.output_dir))
+    fault = [lock.acquire() if main_rank() else None]
+    dist.broadcast_object_list(fault)
+    if fault[0]:
+        raise Faults([fault[0]])
+    return lock
+
+
+def _choose_checkpoint(run: Run, identity: dict[str, Any], cut: dict[str, int]) -> tuple[Path | None, str | None]:
     if run.resume_from_checkpoint == "auto":
         path, passed_over = checkpoint.newest_valid(Path(run.output_dir) / "checkpoints")
         print(
@@ -172,7 +190,8 @@ def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None,
         path = Path(run.resume_from_checkpoint).resolve()
         if fault := checkpoint.fault_of(path):
             return None, f"--resume_from_checkpoint {path}: {fault}; give another, or auto for the newest valid one"
-    saved = checkpoint.read_manifest(path)["identity"]
+    manifest = checkpoint.read_manifest(path)
+    saved = manifest["identity"]
     for name, value in identity.items():
         if saved.get(name) != value:
             made_with = (
@@ -182,7 +201,19 @@ def _choose_checkpoint(run: Run, identity: dict[str, Any]) -> tuple[Path | None,
                 f"--resume_from_checkpoint {path}: was made with {made_with}; ask for the same, or give a new "
                 "--output_dir"
             )
+    if manifest["cut"] != cut:
+        before, now = manifest["cut"]["zero_stage"], cut["zero_stage"]
+        if before != now and {before, now} != {1, 2}:
+            return None, (
+                f"--resume_from_checkpoint {path}: was made with ZeRO stage {before}, and cannot go on at stage {now} "
+                "(only 1 and 2 can be exchanged); give the DeepSpeed config it was made with"
+            )
+        print(f"the checkpoint was made with {_said(manifest['cut'])}; going on with {_said(cut)}", file=sys.stderr)
     return path, None
+
+
+def _said(cut: dict[str, int]) -> str:
+    return f"{cut['world_size']} ranks at ZeRO stage {cut['zero_stage']}"
 
 
 def _open_record(run: Run, data: Data, config, ds_config: dict, resume_from: Path | None) -> RunRecord:
@@ -310,18 +341,25 @@ class _Loop:
         record: RunRecord,
         stopper: Stopper,
         warm: WarmStart | None,
+        resume_from: Path | None,
     ):
         self.options, self.data, self.config, self.record, self.stopper = run, data, config, record, stopper
-        self.total_steps = total_steps
+        self.total_steps, self.resume_from = total_steps, resume_from
         self.identity = _identity(run, data, ds_config)
         self.batch_size = ds_config["train_batch_size"]
         self.micro_batch_size = ds_config["train_micro_batch_size_per_gpu"]
         self.accumulation = ds_config["gradient_accumulation_steps"]
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.root = Path(run.output_dir) / "checkpoints"
-        self.engine, self.float32_parameters = _make_engine(run, config, ds_config, warm)
+        self.cut = _cut(ds_config)
+        saved_cut = checkpoint.read_manifest(resume_from)["cut"] if resume_from else self.cut
+        self.recut = saved_cut != self.cut
+        self.universal = self.recut and self.cut["zero_stage"] > 0
+        self.engine, self.float32_parameters = _make_engine(run, config, ds_config, warm, self.universal)
         self.model = self.engine.module
         self.positions = self.model.positions(run.block_size)
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        self.checkpoint_bytes = 12 * parameters  # float32 masters and AdamW's two moments, at least
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
         self.step = 0
         self.clock = Stopwatch()
@@ -329,9 +367,9 @@ class _Loop:
         self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
         self.last_figures: dict[str, float] = {}
 
-    def run(self, resume_from: Path | None) -> Trained:
-        if resume_from is not None:
-            self._resume(resume_from)
+    def run(self) -> Trained:
+        if self.resume_from is not None:
+            self._resume(self.resume_from)
         if self.rank == 0:
             self.sinks = self._open_sinks()
         trained = Trained(exit_code=0, config=self.config, tokenizer=self.data.tokenizer)
@@ -517,16 +555,25 @@ class _Loop:
                 "elapsed_seconds": self.clock.elapsed,
                 "rng": states,
             },
-            manifest={"identity": self.identity},
+            manifest={"identity": self.identity, "cut": self.cut},
             keep=self.options.save_total_limit,
+            describe_model=self._describe_model,
+            at_least_bytes=self.checkpoint_bytes,
         )
 
+    def _describe_model(self, folder: Path) -> None:
+        self.data.tokenizer.save_pretrained(folder)
+        self.config.to_json_file(folder / "config.json")
+
     def _resume(self, path: Path) -> None:
-        state = checkpoint.load(self.engine, path)
+        state = (checkpoint.load_universal if self.universal else checkpoint.load)(self.engine, path)
         self.float32_parameters.refresh()
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
-        _set_rng_state(state["rng"][self.rank])
+        if len(state["rng"]) == self.world:
+            _set_rng_state(state["rng"][self.rank])
+        else:  # the ranks see other sequences than those before: fresh dropout, and the same at each such resume
+            _seed(int(np.random.SeedSequence([self.options.seed, self.step, self.rank]).generate_state(1)[0]))
 
 
 class _Progress:
@@ -565,8 +612,12 @@ class _Progress:
             self._bar.close()
 
 
-def _make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None):
-    """DeepSpeed's engine around a new model, and that model's `_Float32Masters`."""
+def _make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False):
+    """DeepSpeed's engine around a new model, and that model's `_Float32Masters`.
+
+    Args:
+        universal: the engine is to load a checkpoint in DeepSpeed's universal format.
+    """
     import deepspeed
 
     _seed(run.seed)  # the same weights on every rank
@@ -578,6 +629,8 @@ def _make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None):
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     given, schedule = _take_over_schedule(ds_config)
+    if universal:
+        given = {**given, "checkpoint": {**given.get("checkpoint", {}), "load_universal": True}}
     # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
     unrounded = _float32_parameters(model) if warm is None else dict(model.named_parameters())
     unrounded = {name: p.detach().clone() for name, p in unrounded.items()}

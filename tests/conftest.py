@@ -1,5 +1,6 @@
 """What all tests share: no network, no W&B, small thread pools, tiny models."""
 
+import importlib.util
 import json
 import os
 import random
@@ -30,6 +31,14 @@ def tiny(variant: str, seed: int = 0, attn_implementation: str = "sdpa", **field
     config = VARIANTS[variant].make_config("nano", 67, **{"n_positions": 48, **values})
     torch.manual_seed(seed)
     return VARIANTS[variant].model_class._from_config(config, attn_implementation=attn_implementation).eval()
+
+
+def script(path: str):
+    """The module in the file `path`; not found by sys.path, where benchmarks/lm_eval could be taken for lm_eval."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(params=sorted(VARIANTS))

@@ -430,7 +430,7 @@ READY, RAW = "BluebrainAI/wikitext-103-raw-v1-seq16-tokenized-grouped", ("Salesf
 @pytest.fixture
 def published(monkeypatch, gpt2_folder):
     """Make the small tokenizer and blocks of 16 count as the published ones."""
-    tokenizer = data._open_tokenizer(gpt2_folder)
+    tokenizer = data.open_tokenizer(gpt2_folder)
     monkeypatch.setattr(data, "GPT2_VOCABULARY", data._vocabulary_digest(tokenizer))
     monkeypatch.setattr(data, "WIKITEXT_READY_BLOCK_SIZES", (16,))
 
@@ -448,6 +448,48 @@ def test_wikitext_takes_the_ready_made_blocks(monkeypatch, published, gpt2_folde
     assert hub.calls == [(READY, None)]
     assert read(loaded.train) == train["input_ids"]
     assert read(loaded.validation) == held["input_ids"]
+
+
+def test_a_models_own_entries_do_not_hide_that_a_tokenizer_is_gpt2s(monkeypatch, published, gpt2_folder, tmp_path):
+    """The export of a duo_predict model has one entry more, and is evaluated on the same blocks."""
+    tokenizer = data.open_tokenizer(gpt2_folder)
+    monkeypatch.setattr(data, "GPT2_ENTRIES", len(tokenizer))
+    tokenizer.add_special_tokens({"mask_token": "<|MASK|>"})
+    tokenizer.save_pretrained(tmp_path)
+    train, held = id_rows(40, 1), id_rows(6, 2)
+    hub = FakeHub(monkeypatch, wikitext=datasets.DatasetDict({"train": train, "validation": held}))
+    assert data.load_tokens("wikitext-103", str(tmp_path), 16, "validation").tolist() == [
+        i for row in held["input_ids"] for i in row
+    ]
+    assert hub.calls == [(READY, None)]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "all"])
+def test_tokens_of_a_file(gpt2_folder, tmp_path, split):
+    """A part is what a run would use of it, without the remainders; all is every token of the file."""
+    path = tmp_path / "a.txt"
+    path.write_text(make_text(300))
+    tokens = data.load_tokens(str(path), gpt2_folder, 16, split).tolist()
+    every = data.open_tokenizer(gpt2_folder)(path.read_text())["input_ids"]
+    if split == "all":
+        assert tokens == every
+    else:
+        assert tokens == [i for block in read(getattr(load(str(path), gpt2_folder, 16), split)) for i in block]
+        assert len(tokens) < len(every)
+
+
+def test_all_of_a_source_with_parts_of_its_own_is_both(gpt2_folder, tmp_path):
+    for name, text in (("train", "one two\nthree\n"), ("validation", "four\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    expected = data.open_tokenizer(gpt2_folder)("one two\nthree\nfour\n")["input_ids"]
+    assert data.load_tokens(str(tmp_path), gpt2_folder, 16, "all").tolist() == expected
+
+
+def test_only_a_single_file_is_read_whole_unasked(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    assert data.default_split(str(tmp_path / "a.txt")) == "all"
+    for dataset in (str(tmp_path), "builtin", "wikitext-103", "owner/name"):
+        assert data.default_split(dataset) == "validation"
 
 
 def test_wikitext_ready_made_with_training_blocks_only_is_refused(monkeypatch, published, gpt2_folder):

@@ -112,6 +112,51 @@ def test_ignored_labels_count_in_neither_stream():
     assert float(out.loss) == pytest.approx(np.mean(t + m), abs=1e-12)
 
 
+@pytest.mark.parametrize("leak_free", [True, False])
+def test_infill_log_probs_equal_a_plain_loop_in_float64(leak_free):
+    model = tiny("duo_predict", leak_free=leak_free, initializer_range=0.3).double()
+    ids = random_ids(2, 9)
+    log_probs = model.infill_log_probs(ids)
+    assert log_probs.shape == (2, 8)
+    for b in range(2):
+        _, slots = reference_logits(model, ids[b].tolist())
+        for k in range(8):
+            expected = float(slots[k].log_softmax(-1)[ids[b, k]])
+            assert float(log_probs[b, k]) == pytest.approx(expected, abs=1e-10)
+
+
+def test_infill_log_probs_are_float32_and_equal_those_from_the_logits():
+    ids = random_ids(3, 24)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        model = tiny("duo_predict", initializer_range=0.3).to(dtype)
+        with torch.no_grad():
+            expected = model(ids, labels=ids).infill_logits.float().log_softmax(-1)
+        log_probs = model.infill_log_probs(ids)
+        assert log_probs.dtype == torch.float32
+        expected = expected.gather(-1, ids[:, :-1, None]).squeeze(-1)
+        torch.testing.assert_close(log_probs, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_infill_log_probs_of_padded_rows_equal_those_of_plain_rows(attention):
+    model = tiny("duo_predict", attn_implementation=attention, initializer_range=0.3).double()
+    rows = [random_ids(1, n, seed=n)[0] for n in (9, 6, 2, 1)]
+    for left in (True, False):
+        ids, mask = torch.full((4, 9), 5), torch.zeros(4, 9, dtype=torch.long)
+        for row, tokens in enumerate(rows):
+            place = slice(9 - len(tokens), 9) if left else slice(0, len(tokens))
+            ids[row, place], mask[row, place] = tokens, 1
+        log_probs = model.infill_log_probs(ids, attention_mask=mask)
+        assert log_probs.shape == (4, 8)
+        for row, tokens in enumerate(rows):
+            first = 9 - len(tokens) if left else 0
+            inner = slice(first, first + len(tokens) - 1)
+            if len(tokens) > 1:
+                plain = model.infill_log_probs(tokens[None])[0]
+                torch.testing.assert_close(log_probs[row, inner], plain, atol=1e-12, rtol=0)
+            assert log_probs[row].isnan().sum() == 8 - (len(tokens) - 1)
+
+
 def test_visibility():
     #                t1 t2 t3 t4 m1 m2 m3
     assert infill_visibility(4).int().tolist() == [
@@ -201,6 +246,8 @@ def test_a_mask_outside_the_vocabulary_is_an_error(mask_token_id):
 def test_one_token_has_no_right_neighbour():
     with pytest.raises(ValueError, match="at least 2 tokens"):
         tiny("duo_predict")(torch.tensor([[1]]), labels=torch.tensor([[1]]))
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        tiny("duo_predict").infill_log_probs(torch.tensor([[1]]))
 
 
 @pytest.mark.slow

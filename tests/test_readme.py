@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 
 from gpt2_variants import VARIANTS, __main__
 from gpt2_variants.run import make_parser
@@ -20,6 +20,7 @@ def of(kind: str) -> list[str]:
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
     known = of("make ") + of(".*train_ds.py") + of("python -m gpt2_variants") + of("source .venv/bin/activate")
+    known += of("pip install ") + of("python benchmarks/lm_eval/write_tasks.py") + of("lm_eval ")
     assert sorted(known) == sorted(COMMANDS)
 
 
@@ -36,8 +37,28 @@ def test_training_commands_parse(command):
 
 
 @pytest.mark.parametrize("command", of("python -m gpt2_variants"))
-def test_small_commands_exist(command):
-    assert shlex.split(command)[3] in __main__.COMMANDS
+def test_small_commands_parse(command):
+    assert __main__.make_parser().parse_args(shlex.split(command)[3:]).command in __main__.COMMANDS
+
+
+@pytest.mark.parametrize("command", of("pip install "))
+def test_extras_exist(command):
+    extra = re.fullmatch(r"pip install -e '\.\[(\w+)\]'", command)[1]
+    assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
+
+
+def test_the_harness_is_given_tasks_that_exist_where_they_were_written():
+    ((command,), (scoring,)) = of("python benchmarks/lm_eval/write_tasks.py"), of("lm_eval ")
+    written = script("benchmarks/lm_eval/write_tasks.py").make_parser().parse_args(shlex.split(command)[2:])
+    words = shlex.split(scoring)[1:]
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert options.keys() == {"--model", "--model_args", "--include_path", "--tasks", "--device", "--batch_size"}
+    model_args = dict(pair.split("=") for pair in options["--model_args"].split(","))
+    assert (options["--model"], model_args["trust_remote_code"]) == ("hf", "True")
+    assert model_args["pretrained"] == str(written.run / "model")
+    assert options["--include_path"] == str(written.output_dir)
+    for task in options["--tasks"].split(","):
+        assert f"task: {task}\n" in (ROOT / "benchmarks" / "lm_eval" / f"{task}.yaml").read_text()
 
 
 def test_the_table_names_every_variant():

@@ -180,7 +180,7 @@ steps, ds_config = plan(run, len(data.train))
 training._init_distributed()
 training._seed(run.seed)
 initial = run.spec.model_class._from_config(config).state_dict()
-engine, masters = training._make_engine(run, config, ds_config, None)
+engine, masters = training._make_engine(run, config, ds_config)
 
 def compare(expected):
     for block in range(config.n_layer):

@@ -70,9 +70,11 @@ def test_the_seed_preset_is_the_recipe():
 
 
 @pytest.mark.parametrize(("variant", "block_size"), [("gpt2", 1024), ("duo_predict", 512)])
-def test_block_size_and_positions_are_the_variants(variant, block_size):
+def test_block_size_is_the_variants_and_the_model_has_the_positions_that_are_trained(variant, block_size):
     asked = run.resolve(run.Run(variant=variant, preset="seed"))
     assert asked.block_size == asked.make_config(50257).n_positions == block_size
+    shorter = run.resolve(run.Run(variant=variant, preset="seed", block_size=64))
+    assert shorter.make_config(50257).n_positions == 64
 
 
 @pytest.mark.parametrize("world", [1, 2, 8, 64])
@@ -120,7 +122,7 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--block_size", "513"), "--block_size 513: the model has 512 positions"),
+        (("--block_size", "513", "--model_args", "n_positions=512"), "--block_size 513: the model has 512 positions"),
         (("--block_size", "1"), "--block_size 1: at least 2 tokens"),
         (("--block_size", "x"), "--block_size x: not a whole number"),
         (("--max_steps", "0"), "--max_steps 0: at least 1"),
@@ -238,7 +240,7 @@ def test_the_command_tells_faults_on_stderr_and_writes_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     cases = [
         (["--variant", "quadro"], 1),
-        (["--variant", "duo_predict", "--preset", "demo", "--dataset", "binary.txt", "--block_size", "9999"], 2),
+        (["--variant", "duo_predict", "--preset", "demo", "--dataset", "binary.txt", "--block_size", "1"], 2),
         (["--variant", "gpt2", "--preset", "demo", "--dataset", "empty.txt", "--report_to", "none"], 1),
         (["--variant", "gpt2", "--preset", "seed", "--report_to", "none"], 2),  # no network: data set and tokenizer
     ]

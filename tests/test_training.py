@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from conftest import ROOT, finish, launch, metrics, train, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from gpt2_variants import VARIANTS, training
+from gpt2_variants import VARIANTS, checkpoint, training
+from gpt2_variants import __main__ as small_commands
 from gpt2_variants.data import load
-from gpt2_variants.run import parse
+from gpt2_variants.run import FolderLock, parse
 
 FLOAT32 = {"bf16": {"enabled": False}}
 
@@ -131,13 +132,7 @@ def interrupt_at(monkeypatch, step: int):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_interrupted_run_goes_on_bit_for_bit(stage, tiny_run, ds_json, tmp_path):
     """Dropout on, bf16, in the middle of the second epoch and between two evaluations."""
-    options = [
-        *tiny_run,
-        "--deepspeed_config",
-        ds_json(zero_optimization=zero(stage)),
-        "--max_steps",
-        "13",
-    ]
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--max_steps", "13"]
     whole = train(options, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 7)
@@ -207,6 +202,115 @@ def test_the_export_loads_without_the_package(variant, tiny_run, tmp_path):
     assert "The time" in out.stdout
 
 
+def assert_exports_as_the_run_did(folder: Path, exported: Path) -> None:
+    """From its last checkpoint: the same files, byte for byte."""
+    assert small_commands.main(["export", "--checkpoint", str(folder), "--output_dir", str(exported)]) == 0
+    files = {p.name: p.read_bytes() for p in (folder / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= files.keys()
+    assert {p.name: p.read_bytes() for p in exported.iterdir()} == files
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", [{}, FLOAT32], ids=["bf16", "float32"])
+def test_a_checkpoint_exports_as_the_run_did(stage, precision, tiny_run, ds_json, tmp_path):
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage), **precision), "--max_steps", "3"]
+    assert_exports_as_the_run_did(train(options, tmp_path / "run"), tmp_path / "exported")
+
+
+@pytest.mark.parametrize("change", ["lost", "another order"])
+def test_weights_without_their_float32_masters_are_not_exported(change, tiny_run, ds_json, tmp_path):
+    """At ZeRO stage 0 the masters carry no names: what does not round to the bf16 weights is refused."""
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(0)), "--max_steps", "2"]
+    newest = train(options, tmp_path / "run") / "checkpoints/step-00000002"
+    assert checkpoint.float32_weights(newest, zero_stage=0).keys() == weights(tmp_path / "run").keys() - {
+        "lm_head.weight"
+    }
+    file = newest / "mp_rank_00_model_states.pt"
+    states = torch.load(file, weights_only=False)
+    if change == "lost":
+        del states["optimizer"]["fp32_groups"]
+    else:
+        states["optimizer"]["fp32_groups"][1].reverse()
+    torch.save(states, file)
+    with pytest.raises(ValueError, match="no float32 master weights that belong to its"):
+        checkpoint.float32_weights(newest, zero_stage=0)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_every_variants_checkpoint_exports_without_the_cache(variant, tiny_run, tmp_path, monkeypatch):
+    """The checkpoint's folder alone is enough, moved to another place."""
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant=variant)
+    monkeypatch.setenv("GPT2_VARIANTS_CACHE", str(tmp_path / "none"))
+    moved = (folder / "checkpoints/step-00000002").rename(tmp_path / "moved")
+    exported = tmp_path / "new" / "exported"
+    assert small_commands.main(["export", "--checkpoint", str(moved), "--output_dir", str(exported)]) == 0
+    assert {p.name: p.read_bytes() for p in exported.iterdir()} == {
+        p.name: p.read_bytes() for p in (folder / "model").iterdir()
+    }
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_checkpoint_of_two_ranks_exports_as_the_run_did(stage, tiny_run, ds_json, tmp_path):
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--max_steps", "3"]
+    command = ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "run")]
+    results = finish(launch(2, command))
+    assert [code for code, _ in results] == [0, 0], results
+    assert_exports_as_the_run_did(tmp_path / "run", tmp_path / "exported")
+
+
+def test_export_refuses_what_is_not_whole_and_overwrites_nothing(tiny_run, tmp_path, capfd):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "6")
+    newest = folder / "checkpoints/step-00000006"
+    states = newest / "mp_rank_00_model_states.pt"
+    damaged = bytearray(states.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    states.write_bytes(damaged)
+
+    def export(source: Path, output_dir: Path) -> tuple[int, list[str]]:
+        capfd.readouterr()
+        arguments = ["export", "--checkpoint", str(source), "--output_dir", str(output_dir)]
+        return small_commands.main(arguments), capfd.readouterr().err.splitlines()
+
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, (line,) = export(newest, tmp_path / "out")
+    assert code == 2
+    assert line.startswith(f"error: --checkpoint {newest}: mp_rank_00_model_states.pt is damaged (its SHA-256 differs)")
+    code, lines = export(tmp_path / "nowhere", folder / "model")
+    assert code == 2
+    assert [line.split(":")[1].split()[0] for line in lines] == ["--output_dir", "--checkpoint"]
+    code, lines = export(folder, folder / "model")
+    assert code == 2
+    assert lines[-1] == f"error: --output_dir {folder / 'model'}: exists already; give a new folder"
+    assert not (tmp_path / "out").exists()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+    code, lines = export(folder, tmp_path / "out")  # falls back to the newest whole one, and says so
+    assert code == 0
+    assert "step-00000006: mp_rank_00_model_states.pt is damaged" in lines[0]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    for left in (folder / "checkpoints").glob("step-*"):
+        (left / "manifest.json").unlink()
+    code, lines = export(folder, tmp_path / "other")
+    assert code == 2
+    assert lines[-1].startswith(f"error: --checkpoint {folder}: holds no whole checkpoint")
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "duo_predict"])
+def test_evaluate_gives_the_runs_own_figures(variant, tiny_run, ds_json, tmp_path, capsys):
+    """Without overlap its windows are the run's validation blocks; the block size is the run's."""
+    options = [*tiny_run, "--deepspeed_config", ds_json(**FLOAT32), "--max_steps", "3", "--block_size", "16"]
+    folder = train(options, tmp_path / "run", variant=variant)
+    dataset = tiny_run[tiny_run.index("--dataset") + 1]
+    command = ["evaluate", "--model", str(folder / "model"), "--dataset", dataset, "--split", "validation", "--json"]
+    capsys.readouterr()
+    assert small_commands.main(command) == 0
+    facts = json.loads(capsys.readouterr().out)
+    expected = record(folder)["final_eval"]
+    assert {k: v for k, v in facts.items() if k.startswith("eval_")} == pytest.approx(expected, rel=1e-5)
+    assert facts["window_size"] == facts["stride"] == 16
+    assert facts["device"] == "cpu"
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd):
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 12)
@@ -231,7 +335,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd)
         (("--seed", "7"), "seed=42, not"),
         (("--train_batch_size", "16"), "train_batch_size=8"),
         (("--block_size", "16"), "block_size=32"),
-        (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "zero_stage=1, not"),
+        (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "ZeRO stage 1, and cannot go on at stage 3"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_json, tmp_path, capfd):
@@ -247,16 +351,53 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_js
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_another_number_of_ranks_is_refused(tiny_run, tmp_path):
-    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant="gpt2")
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    options = ["--variant", "gpt2", *tiny_run, "--max_steps", "4", "--output_dir", str(folder)]
-    results = finish(launch(2, [*options, "--resume_from_checkpoint", "auto"]))
-    assert [code for code, _ in results] == [2, 2], results
-    assert results[0][1].count("error:") == 1
-    assert "world_size=1, not world_size 2" in results[0][1]
-    assert "error:" not in results[1][1]
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+@pytest.mark.parametrize("stages", [(1, 1, 1), (1, 2, 1), (3, 3, 3)])
+def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp_path, monkeypatch):
+    """1 -> 2 -> 1 ranks, in the middle of an epoch, also from one ZeRO stage to another: float32, the curve of 1 rank.
+
+    The decay is strong and on matrices only: a group that lost its own would show.
+    """
+    options = [*tiny_run, *NO_DROPOUT, "--weight_decay", "5", "--max_steps", "15"]
+    config = lambda stage: ["--deepspeed_config", ds_json(zero_optimization=zero(stage), **FLOAT32)]
+    whole = train([*options, *config(1)], tmp_path / "whole")
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 4)
+        train([*options, *config(stages[0])], folder, code=143)
+    again = ["--variant", "duo_predict", "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
+    results = finish(launch(2, [*options, *config(stages[1]), *again, "--save_steps", "9"]))
+    assert [code for code, _ in results] == [0, 0], results
+    assert f"1 ranks at ZeRO stage {stages[0]}; going on with 2 ranks at ZeRO stage {stages[1]}" in results[0][1]
+    on_two_ranks = {r["step"]: r["loss"] for r in metrics(folder) if "loss" in r}
+    middle = str(folder / "checkpoints/step-00000009")
+    train([*options, *config(stages[2])], folder, "--resume_from_checkpoint", middle)
+    assert [s["world_size"] for s in record(folder)["starts"]] == [1, 2, 1]
+    assert not list((folder / "checkpoints").glob(".tmp*"))
+    expected = {r["step"]: r["loss"] for r in metrics(whole) if "loss" in r}
+    losses = {r["step"]: r["loss"] for r in metrics(folder) if "loss" in r}
+    assert losses.keys() == expected.keys()
+    for step, loss in losses.items():
+        assert loss == pytest.approx(expected[step], abs=2e-5), step
+        assert on_two_ranks[step] == pytest.approx(expected[step], abs=2e-5), step
+    a, b = weights(whole), weights(folder)
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0, msg=name)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
+    folder = tmp_path / "run"
+    lock = FolderLock(folder)
+    assert lock.acquire() is None
+    child = "import sys; from gpt2_variants.run import FolderLock; from pathlib import Path; "
+    child += "print(FolderLock(Path(sys.argv[1])).acquire())"
+    out = subprocess.run([sys.executable, "-c", child, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert f"process {os.getpid()} on " in out.stdout
+    train(tiny_run, folder, "--max_steps", "2", code=2)
+    assert f"--output_dir {folder}: process {os.getpid()} on" in capfd.readouterr().err
+    assert [p.name for p in folder.iterdir()] == [".lock"]
+    del lock
+    train(tiny_run, folder, "--max_steps", "2")
+    assert record(folder)["status"] == "finished"
 
 
 def test_resuming_a_finished_run_loses_nothing(tiny_run, tmp_path):

@@ -23,7 +23,15 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from .modeling_base import VariantAttention, VariantLMHeadModel, VariantModel, VariantOutput, mean_loss, score_logits
+from .modeling_base import (
+    IGNORE_INDEX,
+    VariantAttention,
+    VariantLMHeadModel,
+    VariantModel,
+    VariantOutput,
+    mean_loss,
+    score_logits,
+)
 
 
 class DuoPredictGPT2Config(GPT2Config):
@@ -179,6 +187,31 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         """Token k predicts token k+1 ("next_token"); mask slot k predicts token k ("infill"); k = 1..S-1."""
         tokens, slots = self.transformer(input_ids, infill=True, **kwargs)
         return {"next_token": (tokens[:, :-1], labels[:, 1:]), "infill": (slots, labels[:, :-1])}
+
+    @torch.no_grad()
+    def infill_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The log-probability of each token given its past and its right neighbour; no (B, S, V) logits are kept.
+
+        Args:
+            input_ids: (B, S), S >= 2.
+            attention_mask: (B, S), 0 at padding, on the left or the right. Padding is seen by no token, and positions
+                count from the first token that is not padding.
+
+        Returns:
+            (B, S-1), natural logarithms, float32 or better. Entry k (from 0) is log p(t_k | t_0..t_{k-1}, t_{k+1}); the
+            last token has no right neighbour and no entry. NaN where t_k or t_{k+1} is padding.
+
+        Raises:
+            ValueError: sequences of fewer than 2 tokens.
+        """
+        position_ids, labels = None, input_ids
+        if attention_mask is not None:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+            seen = attention_mask.bool()
+            labels = F.pad(input_ids[:, :-1].masked_fill(~(seen[:, :-1] & seen[:, 1:]), IGNORE_INDEX), (0, 1))
+        streams = self.prediction_streams(input_ids, labels, attention_mask=attention_mask, position_ids=position_ids)
+        scores = self.lm_head(*streams["infill"])
+        return (-scores.nll).masked_fill(~scores.valid, torch.nan)
 
     def forward(
         self,

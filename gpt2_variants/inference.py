@@ -1,0 +1,232 @@
+"""What is done with a finished model: continue a text, tell how surprising its tokens are, evaluate on a text."""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import TextStreamer
+from transformers.utils import logging
+
+from .data import DataError, default_split, load_tokens, open_tokenizer
+from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
+from .registry import VARIANTS
+from .run import Faults
+
+
+class SavedModel:
+    """A model folder: an export of this package, a published checkpoint of a variant, or a stock GPT-2.
+
+    The weights are read when they are first needed, so that the faults of a call can be told before. No code of the
+    folder is run: the classes are this package's.
+
+    Attributes:
+        config: the model's.
+        tokenizer_name: folder or Hub id of the tokenizer.
+        tokenizer: as `tokenizer_name` says.
+        block_size: tokens per training sequence, as far as the tokenizer knows; at most the model's positions.
+        device: "cuda" where there is one, else "cpu".
+    """
+
+    def __init__(self, folder: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32):
+        """Read config and tokenizer.
+
+        Args:
+            folder: holds config.json, the weights and, usually, the tokenizer.
+            tokenizer: a folder or a Hub id; None: `folder`.
+            dtype: of the weights.
+
+        Raises:
+            Faults: no model there, a model that is none of `VARIANTS`, or no tokenizer for it.
+        """
+        self.folder, self.dtype = folder, dtype
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model_class = _model_class(folder)
+        try:
+            self.config = self._model_class.config_class.from_pretrained(folder)
+        except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
+            raise Faults([f"--model {folder}: config.json does not fit: {_line(err)}"]) from err
+        self.tokenizer_name = str(folder) if tokenizer is None else tokenizer
+        if self.tokenizer_name == "builtin":
+            raise Faults(["--tokenizer builtin: is trained anew on each text; give the one the model was trained with"])
+        try:
+            self.tokenizer = open_tokenizer(self.tokenizer_name)
+        except DataError as err:
+            raise Faults(str(err).splitlines()) from err
+        self.block_size = min(self.config.n_positions, self.tokenizer.model_max_length)
+
+    @functools.cached_property
+    def model(self):
+        """The model on `device`, in eval mode. Raises `Faults` where weights are missing or do not fit."""
+        logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its table of missing and surplus weights; they are faults here
+        try:
+            model, info = self._model_class.from_pretrained(self.folder, dtype=self.dtype, output_loading_info=True)
+        except Exception as err:  # of files, of safetensors, of shapes that differ
+            raise Faults([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
+        finally:
+            logging.set_verbosity(verbosity)
+        # transformers would go on, with random weights or with another model than was saved.
+        if missing := sorted(info["missing_keys"]):
+            raise Faults([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
+        if unknown := sorted(info["unexpected_keys"]):
+            raise Faults(
+                [
+                    f"--model {self.folder}: {len(unknown)} weights, such as {unknown[0]}, belong to no part of the "
+                    "model that its config.json describes; correct that (rotating heads with norms: use_norm true)"
+                ]
+            )
+        return model.to(self.device).eval()
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """The prompt's ids, (1, P). Raises `Faults` if there are none, or no position is left to continue on."""
+        ids = self.tokenizer(prompt, return_tensors="pt", verbose=False)["input_ids"].long()
+        if not ids.numel():
+            raise Faults(["the prompt is empty: give at least one token"])
+        self.check_ids(int(ids.max()))
+        if ids.shape[1] >= self.config.n_positions:
+            raise Faults(
+                [
+                    f"the prompt has {ids.shape[1]} tokens, the model {self.config.n_positions} positions: give a "
+                    "shorter one"
+                ]
+            )
+        return ids
+
+    def check_ids(self, largest: int) -> None:
+        """Raise `Faults` if the tokenizer gives an id that the model has no entry for."""
+        if largest >= self.config.vocab_size:
+            raise Faults(
+                [
+                    f"--tokenizer {self.tokenizer_name}: gives the id {largest}, the model has "
+                    f"{self.config.vocab_size} entries; give the tokenizer the model was trained with"
+                ]
+            )
+
+    def generate(
+        self,
+        ids: torch.Tensor,
+        max_new_tokens: int = 60,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        seed: int = 0,
+        stream: bool = False,
+    ) -> torch.Tensor:
+        """Continue a prompt (1, P), to at most the model's positions: (1, P + new tokens), on the CPU.
+
+        Args:
+            temperature: divides the logits before sampling; 0 takes the most probable token.
+            top_k: sample from so many most probable tokens; 0: from all.
+            seed: of the sampling.
+            stream: print prompt and continuation to stdout, word by word as they come.
+        """
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        torch.manual_seed(seed)
+        return self.model.generate(
+            ids.to(self.device),
+            attention_mask=torch.ones_like(ids).to(self.device),
+            max_new_tokens=min(max_new_tokens, self.config.n_positions - ids.shape[1]),
+            pad_token_id=pad,
+            streamer=TextStreamer(self.tokenizer, **DECODING) if stream else None,
+            **(sampling or {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}),
+        ).cpu()
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """The text of ids (N,)."""
+        return self.tokenizer.decode(ids, **DECODING)
+
+    def surprise(self, ids: torch.Tensor) -> dict[str, list[float]]:
+        """-log p of each token in nats, for ids (1, N), N >= 2; one column for each way of predicting, N entries each.
+
+        "past": each token given those before it, NaN for the first. For duo-predict also "past and right neighbour",
+        NaN for the last.
+        """
+        ids = ids.to(self.device)
+        columns = {"past": [torch.nan, *self.model.score(ids)["next_token"].nll[0].tolist()]}
+        if hasattr(self.model, "infill_log_probs"):
+            columns["past and right neighbour"] = [*(-self.model.infill_log_probs(ids)[0]).tolist(), torch.nan]
+        return columns
+
+    def evaluate(self, tokens: np.ndarray, block_size: int, stride: int, batch_size: int = 8) -> dict[str, float]:
+        """`evaluation.evaluate`'s figures of `tokens` (N,), N >= 2, by windows as in `evaluation.window_starts`."""
+        windows = len(window_starts(len(tokens), block_size, stride))
+        batches = window_batches(tokens, block_size, stride, batch_size)
+        # disable=None: shown on a terminal only
+        batches = tqdm(batches, total=math.ceil(windows / batch_size), unit="batch", disable=None)
+        return evaluate(functools.partial(score_new_tokens, self.model.score), batches, self.device)
+
+
+DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+
+
+def _model_class(folder: Path) -> type:
+    if not (folder / "config.json").is_file():
+        raise Faults([f"--model {folder}: no exported model there (no config.json)"])
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError):
+        raise Faults([f"--model {folder}: config.json names no model_type"]) from None
+    classes = {variant.config_class.model_type: variant.model_class for variant in VARIANTS.values()}
+    if model_type not in classes:
+        raise Faults([f"--model {folder}: is of the type {model_type}; models of {', '.join(classes)} can be used"])
+    return classes[model_type]
+
+
+def _line(err: Exception) -> str:
+    return " ".join(str(err).split())
+
+
+def surprise_table(saved: SavedModel, ids: torch.Tensor, prompt_length: int) -> str:
+    """A readable table of `SavedModel.surprise` for ids (1, N), of which the first `prompt_length` are the prompt."""
+    columns = saved.surprise(ids)
+    rows = [["", "token", *(f"given its {name}" for name in columns)]]
+    for n, (token, *values) in enumerate(zip(ids[0].tolist(), *columns.values(), strict=True)):
+        text = saved.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        origin = "prompt" if n < prompt_length else "generated"
+        rows.append([origin, repr(text), *("-" if math.isnan(value) else f"{value:.2f}" for value in values)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["surprise in nats (-log p)"]
+    for origin, text, *values in rows:
+        numbers = (value.rjust(width) for value, width in zip(values, widths[2:], strict=True))
+        lines.append("  ".join([origin.ljust(widths[0]), text.ljust(widths[1]), *numbers]))
+    return "\n".join(lines)
+
+
+def evaluate_dataset(
+    saved: SavedModel, dataset: str, split: str | None, block_size: int, stride: int, batch_size: int
+) -> dict[str, Any]:
+    """Evaluate on a source, as `--dataset` names it: the figures of `SavedModel.evaluate`, and what they are of.
+
+    Args:
+        split: as for `data.load_tokens`; None: `data.default_split`.
+
+    Raises:
+        DataError: the source cannot be had.
+        Faults: it has fewer than 2 tokens, or the tokenizer does not belong to the model.
+    """
+    split = split or default_split(dataset)
+    tokens = load_tokens(dataset, saved.tokenizer_name, block_size, split)
+    if len(tokens) < 2:
+        raise Faults(
+            [f"--dataset {dataset}: {len(tokens)} tokens; at least 2 are needed, one to predict the next from"]
+        )
+    saved.check_ids(int(tokens.max()))
+    return {
+        "model": str(saved.folder),
+        "tokenizer": saved.tokenizer_name,
+        "dataset": dataset,
+        "split": split,
+        "num_tokens": len(tokens),
+        "window_size": min(block_size, len(tokens)),
+        "stride": stride,
+        "num_windows": len(window_starts(len(tokens), block_size, stride)),
+        "dtype": str(saved.dtype).removeprefix("torch."),
+        "device": saved.device,
+        **saved.evaluate(tokens, block_size, stride, batch_size),
+    }
