@@ -1,16 +1,24 @@
 """What a run would be, said before it starts: steps, tokens, parameters, FLOPs, DeepSpeed config, memory per GPU."""
 
+import copy
+import functools
 import json
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .metrics import flops_per_token
+from .models.modeling_base import LOSS_CHUNK_ROWS
 from .registry import GPT2_VOCABULARY
-from .run import Run, load_data, plan, world_size
+from .run import Run, load_data, plan, use_accelerator, world_size
 
 # `variants.md`, "The data, exactly": 114,003 blocks of 1024 tokens.
 WIKITEXT_TOKENS = 116_739_072
 GIB = 1024**3
+GPUS_PER_NODE = 8
+NUMBERS_OF_GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
+
+BYTES_PER_LOGIT = 12  # of one chunk of the loss at its peak, by torch's MemTracker: three float32 tensors
 
 
 def describe(run: Run) -> str:
@@ -32,11 +40,6 @@ def describe(run: Run) -> str:
     micro = ds_config["train_micro_batch_size_per_gpu"]
     warmup = ds_config.get("scheduler", {}).get("params", {}).get("warmup_num_steps", 0)
     accumulation = ds_config["gradient_accumulation_steps"]
-    memory = {
-        gpus: memory_per_gpu(parameters, config, ds_config, positions, gpus, run.gradient_checkpointing) / GIB
-        for gpus in (1, 2, 8, 64)
-        if batch % gpus == 0
-    }
     lines = [
         f"variant            {run.variant}: {run.spec.summary}",
         f"data               {data_line}",
@@ -46,24 +49,119 @@ def describe(run: Run) -> str:
         f"FLOPs per token    {flops:.4g} (6N + 12LES per position, {positions} positions a sequence)",
         f"FLOPs in all       {flops * steps * batch * run.block_size:.4g}",
         f"batch              {batch} = {micro} per GPU x {accumulation} accumulated x {world_size()} GPUs",
-        "memory per GPU     " + ", ".join(f"{n} GPUs: {gib:.1f} GiB" for n, gib in memory.items()) + " (estimate)",
+        *memory_table(run, model, ds_config),
         "DeepSpeed config",
         json.dumps(ds_config, indent=2),
     ]
     return "\n".join(lines)
 
 
-def memory_per_gpu(parameters: int, config, ds_config: dict, positions: int, world: int, checkpointing: bool) -> float:
-    """An estimate in bytes, at a global batch split over `world` GPUs without accumulation beyond the config's.
+def memory_table(run: Run, model, ds_config: dict) -> list[str]:
+    """Estimated memory for 1 to 1,024 GPUs and every ZeRO stage, as lines of text; the run's own stage is marked."""
+    total = model.num_parameters()
+    largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+    zero = ds_config.get("zero_optimization", {})
+    offloaded = any(zero.get(part, {}).get("device") == "cpu" for part in ("offload_optimizer", "offload_param"))
+    own = "offload" if offloaded else f"ZeRO {zero['stage']}" if zero.get("stage") else "no ZeRO"
+    choices = {f"ZeRO {stage}": (stage, False) for stage in (1, 2, 3)} | {"offload": (3, True)}
+    if own == "no ZeRO":
+        choices = {own: (0, False), **choices}
+    heads = [f"{name}*" if name == own else name for name in choices]
+    lines = [
+        "memory             estimate in GiB per GPU, in bf16: activations; model states + activations by ZeRO stage",
+        "                   (* this run's). Without communication buffers, CUDA's own and fragmentation; without",
+        f"                   torch.compile, which keeps fewer activations. Nodes of {GPUS_PER_NODE} GPUs",
+        f"{'':19}{'GPUs':>5} {'sequences':>9} {'activations':>11}"
+        + "".join(f"{h:>9}" for h in heads)
+        + f"{'CPU of a node, offload':>24}",
+    ]
+    batch, accumulation = ds_config["train_batch_size"], ds_config["gradient_accumulation_steps"]
+    for gpus in NUMBERS_OF_GPUS:
+        micro = max(batch // (gpus * accumulation), 1)
+        activations = activation_bytes(model, micro, run.block_size, run.gradient_checkpointing)
+        states = {name: model_state_bytes(total, largest, gpus, *choice) for name, choice in choices.items()}
+        lines.append(
+            f"{'':19}{gpus:>5,} {micro:>9} {activations / GIB:>11.1f}"
+            + "".join(f"{(gpu + activations) / GIB:>9.1f}" for gpu, _ in states.values())
+            + f"{states['offload'][1] / GIB:>24.1f}"
+        )
+    if batch < NUMBERS_OF_GPUS[-1]:
+        lines.append(f"                   beyond {batch} GPUs with --train_batch_size of a multiple of their number")
+    return lines
 
-    Model states: 16 bytes a parameter, of which ZeRO stage 1 shares out 12, stage 2 14, stage 3 all (Rajbhandari et
-    al., 2020, section 3). Activations: 34 bytes a position, channel and layer without the attention matrix, 2 where the
-    blocks are recomputed (Korthikanti et al., 2022, section 4).
+
+def model_state_bytes(total: int, largest: int, gpus: int, stage: int, offload: bool = False) -> tuple[int, int]:
+    """Bytes of weights, gradients and optimizer states (per GPU, per node's CPU) in bf16 with AdamW.
+
+    Stages 2 and 3 by DeepSpeed's own estimators; the CPU's figure is its highest, while the model is built. Per
+    parameter they count 2 bytes for the weight, 2 for its gradient, and 16 for what the optimizer holds: float32
+    weight, gradient and two moments. DeepSpeed has no estimator for stages 0 and 1: the same bytes, of which stage 1
+    shares out the optimizer's 16 only, and stage 0 none (Rajbhandari et al., 2020, section 3, with 12: without the
+    float32 gradient, which DeepSpeed makes for its step).
+
+    Args:
+        total: parameters of the model.
+        largest: parameters of its largest layer, which stage 3 gathers whole.
+        gpus: ranks, in nodes of `GPUS_PER_NODE`.
+        offload: stage 3 with optimizer states and weights on the CPU.
     """
-    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-    shared = {0: 0, 1: 12, 2: 14, 3: 16}[stage]
-    states = parameters * (16 - shared + shared / world)
-    micro = max(ds_config["train_batch_size"] // (world * ds_config["gradient_accumulation_steps"]), 1)
-    per_layer = micro * positions * config.n_embd
-    layers = 2 * per_layer * config.n_layer + 34 * per_layer if checkpointing else 34 * per_layer * config.n_layer
-    return states + layers
+    use_accelerator()
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    per_node, nodes = min(gpus, GPUS_PER_NODE), -(-gpus // GPUS_PER_NODE)
+    if stage == 3:
+        cpu, gpu, _ = estimate_zero3_model_states_mem_needs(
+            total, largest, per_node, nodes, cpu_offload=offload, cpu_offload_params=offload, zero_init=False
+        )
+        return gpu, cpu
+    cpu, gpu = estimate_zero2_model_states_mem_needs(total, per_node, nodes, cpu_offload=False)
+    if stage < 2:
+        gpu = 4 * total + 16 * total // (gpus if stage == 1 else 1)
+    return gpu, cpu
+
+
+def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bool) -> int:
+    """Bytes of activations at the peak of a training step in bf16, on one GPU, without torch.compile.
+
+    What autograd keeps is counted, on fake tensors, for one sequence of `block_size` tokens through `model`'s class,
+    every block of it; a fused attention keeps no attention matrix. With `checkpointing` that is the input of each
+    block, and one block is recomputed at a time. To it comes one chunk of the loss's logits.
+    """
+    kept = saved_bytes(model, block_size, checkpointing)
+    if checkpointing:
+        kept += saved_bytes(model, block_size, checkpointing=False) // model.config.n_layer
+    rows = micro_batch * model.positions(block_size)
+    return micro_batch * kept + BYTES_PER_LOGIT * min(rows, LOSS_CHUNK_ROWS) * model.config.vocab_size
+
+
+@functools.cache
+def saved_bytes(model, block_size: int, checkpointing: bool) -> int:
+    """Bytes that autograd keeps in bf16 for each sequence of `block_size` tokens through a model like `model`.
+
+    For GPT-2 Medium some 6 % more than on a GPU: the mask that transformers makes for fake tensors only, and a CPU's
+    dropout, which keeps 2 bytes an entry where CUDA's keeps 1.
+    """
+    config = copy.deepcopy(model.config)
+    backend = "eager" if config._attn_implementation == "eager" else "sdpa"
+    if backend == "sdpa":
+        config.attn_pdrop = 0.0  # on a GPU a fused attention keeps the seed of its dropout; on a CPU it is not fused
+    with FakeTensorMode():
+        twin = type(model)._from_config(config, dtype=torch.bfloat16, attn_implementation=backend).train()
+        if checkpointing:
+            twin.activation_checkpointing_enable({"use_reentrant": False})
+        return _kept_by_autograd(twin, 2, block_size) - _kept_by_autograd(twin, 1, block_size)  # weights and masks: 0
+
+
+def _kept_by_autograd(model, batch: int, block_size: int) -> int:
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    ids = torch.zeros(batch, block_size, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids, skip_logits=True)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from . import warm_start
+from . import nodes, warm_start
 from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
 
@@ -55,17 +55,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The sections DeepSpeed 0.19 reads; it ignores any other key without a word.
+# The sections of a DeepSpeed JSON that have an effect here. DeepSpeed 0.19 ignores unknown ones without a word, and
+# reads others that act only through calls which training does not make, or that would cut the batch in other ways.
 DS_KEYS = frozenset(
     (
         "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler bf16 fp16 amp "
         "gradient_clipping zero_optimization steps_per_print wall_clock_breakdown memory_breakdown dump_state timers "
-        "communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients data_types aio compile "
-        "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing flops_profiler tensorboard "
-        "wandb csv_monitor comet comms_logger autotuning elasticity data_efficiency checkpoint compression_training "
-        "tensor_parallel disable_allgather torch_autocast seed seq_parallel_size hybrid_engine nebula"
+        "communication_data_type prescale_gradients gradient_predivide_factor data_types aio torch_autocast "
+        "zero_allow_untested_optimizer flops_profiler tensorboard wandb csv_monitor comet comms_logger checkpoint"
     ).split()
 )
+DS_KEYS_INSTEAD = {
+    "activation_checkpointing": "use --gradient_checkpointing",
+    "compile": "use --compile",
+    "seed": "use --seed",
+    "zero_force_ds_cpu_optimizer": "the optimizer is DeepSpeed's own here, so it has no effect; remove it",
+}
+SCHEDULE_KEYS = ("warmup_type", "warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
 
 
 class Faults(ValueError):
@@ -345,7 +351,7 @@ def faults(run: Run) -> list[str]:
 
 
 def _installation_faults(run: Run) -> list[str]:
-    lines = []
+    lines = [fault] if (fault := nodes.fault()) else []
     if run.report_to == "wandb" and find_spec("wandb") is None:
         lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
@@ -461,7 +467,8 @@ def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
     path = run.ds_config_path()
     config = read_ds_config(path)
     lines = [
-        f"--deepspeed_config {path}: unknown section {key!r}, which DeepSpeed would ignore; remove or correct it"
+        f"--deepspeed_config {path}: section {key!r} has no effect in this training; "
+        + DS_KEYS_INSTEAD.get(key, "remove or correct it")
         for key in config
         if key not in DS_KEYS
     ]
@@ -480,9 +487,66 @@ def resolve_ds_config(run: Run, world: int, total_steps: int) -> dict:
         f'--deepspeed_config {path}: "auto" at {where} cannot be filled in; give a value'
         for where in _find_auto(config)
     ]
-    if lines:
+    if lines or (lines := _engine_faults(config, path)):
         raise Faults(lines)
     return config
+
+
+def use_accelerator() -> None:
+    """To be called before deepspeed is imported: on a CPU it is told so, and need not warn that it found nothing."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _engine_faults(config: dict, path: Path) -> list[str]:
+    """What DeepSpeed's own config classes and the optimizer would refuse in a resolved `config`, or not use."""
+    use_accelerator()
+    import torch
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    # DeepSpeed counts the ranks of the process group that there is, if there is one
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * ranks
+    try:
+        DeepSpeedConfig({**config, "train_batch_size": batch})
+    except ValidationError as err:
+        return [
+            f"--deepspeed_config {path}: {'.'.join([err.title, *map(str, e['loc'])])}: {e['msg']}"
+            for e in err.errors(include_url=False)
+        ]
+    except Exception as err:  # assertions, ValueErrors and DeepSpeed's own alike
+        return [f"--deepspeed_config {path}: {' '.join(str(err).split())}"]
+    lines = []
+    optimizer = config["optimizer"]
+    if optimizer.get("type") == "AdamW" and optimizer["params"].get("torch_adam"):
+        params = {k: v for k, v in optimizer["params"].items() if k != "torch_adam"}
+        try:
+            torch.optim.AdamW([torch.zeros(1)], **params)
+        except (TypeError, ValueError, RuntimeError) as err:
+            lines.append(f"--deepspeed_config {path}: optimizer.params: {' '.join(str(err).split())}")
+    clipping = config.get("gradient_clipping", 1.0)
+    if type(clipping) not in (int, float) or not 0 <= clipping < math.inf:
+        lines.append(f"--deepspeed_config {path}: gradient_clipping {clipping!r}: 0 (none) or a positive number")
+    scheduler = config.get("scheduler", {})
+    if scheduler.get("type") == "WarmupDecayLR" and (unknown := sorted(set(scheduler["params"]) - {*SCHEDULE_KEYS})):
+        lines.append(f"--deepspeed_config {path}: scheduler.params {', '.join(unknown)}: {', '.join(SCHEDULE_KEYS)}")
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    needed = {"offload_optimizer": 1, "offload_param": 3}
+    lines += [
+        f"--deepspeed_config {path}: zero_optimization.{part} has no effect at stage {stage}; from stage {least} on"
+        for part, least in needed.items()
+        if part in zero and stage < least
+    ]
+    lines += [
+        f"--deepspeed_config {path}: zero_optimization.{key} has no effect at stage {stage}; remove it, or use stage 3"
+        for key in zero
+        if key.startswith("stage3_") and stage < 3
+    ]
+    return lines
 
 
 def plan(run: Run, num_blocks: int) -> tuple[int, dict]:

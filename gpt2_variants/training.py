@@ -26,12 +26,12 @@ import torch.distributed as dist
 from torch import nn
 from torch._utils import _unflatten_dense_tensors
 
-from . import checkpoint, warm_start
+from . import checkpoint, nodes, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
 from .models.modeling_base import Float32Parameters
-from .run import Faults, FolderLock, Run, RunRecord, load_data, main_rank, plan, world_size
+from .run import Faults, FolderLock, Run, RunRecord, load_data, main_rank, plan, use_accelerator, world_size
 from .warm_start import WarmStart
 
 NOT_FINITE = 3  # exit code: training stopped itself
@@ -72,6 +72,10 @@ def train(run: Run) -> Trained:
     total_steps, ds_config = plan(run, len(data.train))
     stopper = Stopper()
     _init_distributed()
+    if blind := nodes.nodes_without(Path(run.output_dir)):
+        raise Faults(
+            [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
+        )
     resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config), _cut(ds_config))
     warm = _warm_start(run, config) if resume_from is None else None
     lock = _lock(run)
@@ -132,8 +136,8 @@ def _init_distributed() -> None:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, DeepSpeed need not warn that it found nothing else
+    use_accelerator()
+    nodes.choose_interface()
     import deepspeed
 
     if not torch.cuda.is_available():
@@ -767,9 +771,14 @@ def _master(engine, parameter: nn.Parameter) -> torch.Tensor:
 
 def _set_master(engine, parameter: nn.Parameter, value: torch.Tensor) -> None:
     """Set the float32 master of `parameter`, whole, to `value`. On all ranks."""
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    if _has_zero_master(parameter):
+    if hasattr(parameter, "ds_id"):
+        # Not the whole: DeepSpeed 0.19 then reads beyond the end of a value that the ranks cannot share out evenly.
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * parameter.ds_process_group.size() - value.numel()))
+        safe_set_local_fp32_param(parameter, padded.narrow(0, size * parameter.ds_process_group.rank(), size))
+    elif _has_zero_master(parameter):
         safe_set_full_fp32_param(parameter, value)
     else:
         _stage_0_master(engine, parameter).data.copy_(value)

@@ -119,11 +119,6 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
     assert config["train_batch_size"] == run.PRESETS["demo"]["train_batch_size"]
 
 
-def test_every_shipped_json_resolves(ask):
-    for path in (ROOT / "ds_configs").glob("*.json"):
-        assert "auto" not in json.dumps(resolve_ds_config(ask("--deepspeed_config", str(path)), 2, 10))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -167,13 +162,34 @@ def test_one_fault_is_one_line(options, message, ask):
     [
         ('{"train_batch_size": 8,}', "not valid JSON: line 1, column"),
         ("[1]", "a DeepSpeed config is a JSON object, not a list"),
-        ('{"train_batch_size": 8, "zero_optimisation": {}}', "unknown section 'zero_optimisation'"),
+        ('{"train_batch_size": 8, "zero_optimisation": {}}', "section 'zero_optimisation' has no effect"),
         ('{"train_batch_size": 8, "zero_optimization": {"stage": "auto"}}', '"auto" at zero_optimization.stage'),
         ('{"train_batch_size": 8, "bf16": {"enabled": "auto"}}', '"auto" at bf16.enabled'),
         ('{"train_batch_size": 8, "fp16": {"enabled": true}}', "fp16 and amp are not supported"),
         ('{"train_batch_size": 8.5}', "batch sizes are whole numbers"),
         ('{"train_batch_size": 8, "optimizer": "AdamW"}', "'optimizer' must be a JSON object"),
         ('{"optimizer": {"type": "AdamW", "params": {}}, "train_batch_size": -1}', "batch sizes are whole numbers"),
+        ('{"train_batch_size": 8, "activation_checkpointing": {}}', "no effect in this training; use --gradient_check"),
+        ('{"train_batch_size": 8, "tensor_parallel": {"autotp_size": 2}}', "section 'tensor_parallel' has no effect"),
+        ('{"train_batch_size": 8, "zero_optimization": {"stagee": 1}}', "DeepSpeedZeroConfig.stagee: Extra inputs"),
+        ('{"train_batch_size": 8, "zero_optimization": {"stage": 5}}', "DeepSpeedZeroConfig.stage: Input should be 0"),
+        (
+            '{"train_batch_size": 8, "zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+            "zero_optimization.offload_param has no effect at stage 2; from stage 3 on",
+        ),
+        (
+            '{"train_batch_size": 8, "zero_optimization": {"stage": 1, "stage3_max_live_parameters": 1}}',
+            "zero_optimization.stage3_max_live_parameters has no effect at stage 1",
+        ),
+        ('{"train_batch_size": 8, "gradient_clipping": "1"}', "gradient_clipping '1': 0 (none) or a positive number"),
+        (
+            '{"train_batch_size": 8, "optimizer": {"type": "AdamW", "params": {"torch_adam": true, "epsilon": 1}}}',
+            "optimizer.params: AdamW.__init__() got an unexpected keyword argument 'epsilon'",
+        ),
+        (
+            '{"train_batch_size": 8, "scheduler": {"type": "WarmupDecayLR", "params": {"last_batch_iteration": 0}}}',
+            "scheduler.params last_batch_iteration: warmup_type, ",
+        ),
     ],
 )
 def test_a_malformed_deepspeed_json_is_one_line(text, message, ask, tmp_path):

@@ -431,20 +431,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch
     assert not (folder / "model").exists()
 
 
-def test_gradient_accumulation_and_checkpointing_change_nothing(tiny_run, ds_json, tmp_path):
-    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--max_steps", "8"]
-    plain = train(options, tmp_path / "plain")
-    for name, more in (
-        ("accumulated", ("--per_device_train_batch_size", "2", "--train_batch_size", "8")),
-        ("checkpointed", ("--gradient_checkpointing",)),
-    ):
-        other = train(options, tmp_path / name, *more)
-        for a, b in zip(metrics(plain), metrics(other), strict=True):
-            for key in ("loss", "eval_loss", "eval_infill_loss"):
-                assert a.get(key) == pytest.approx(b.get(key), abs=1e-5)
-    assert json.loads((tmp_path / "accumulated/ds_config.json").read_text())["gradient_accumulation_steps"] == 4
-
-
 def test_a_short_last_batch_is_a_true_mean(tiny_run, ds_json, tmp_path, corpus):
     """Blocks that do not divide by the batch: the epoch's last step averages over the blocks there are."""
     options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32)]
