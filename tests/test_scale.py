@@ -297,6 +297,7 @@ def test_processes_that_do_not_know_their_rank_are_refused(variable, tiny_run, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_nodes_do_not_share_is_found_out(tmp_path):
     """Two ranks that count as nodes: each asks for the same folder, then each for one of its own."""
     code = """if True:
