@@ -27,12 +27,13 @@ setup(
         "filelock",
         "xxhash",
         "numpy",
+        "psutil",
         "tqdm",
     ],
     extras_require={
         "wandb": ["wandb>=0.20"],
         "plot": ["matplotlib>=3.8"],
         "lm_eval": ["lm_eval[hf]>=0.4.13,<0.5"],
-        "dev": ["pytest>=8", "ruff"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff"],
     },
 )

@@ -11,6 +11,7 @@ import sys
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 os.environ.pop("WANDB_API_KEY", None)
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small gain nothing from more, and tests run side by side
 
 from pathlib import Path
 
@@ -122,11 +123,16 @@ def zero(stage: int) -> dict:
 TRAIN_DS = (str(ROOT / "train_ds.py"),)
 
 
-def launch(ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS, **popen) -> list[subprocess.Popen]:
-    """`program`, `train_ds.py`, on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def launch(ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS, **popen) -> list[subprocess.Popen]:
+    """`program`, `train_ds.py`, on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
+    port = free_port()
     processes = []
     for rank in range(ranks):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}

@@ -145,7 +145,7 @@ def test_the_harness_scores_every_variant_as_plain_pytorch_does_at_any_batch_siz
         # a wide initialisation: predictions that are all alike would hide an error of one position
         model = tiny(name, vocab_size=size, initializer_range=0.5)
         weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
-        export(record, model.config, weights, tokenizer, tmp_path / name)
+        export(record, model.config, weights, tokenizer, options["block_size"], tmp_path / name)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_DATASETS_OFFLINE": "1"}
     folders = ",".join(str(tmp_path / name) for name in VARIANTS)
     command = [sys.executable, "-c", HARNESS, folders, str(tasks)]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, finish, launch, metrics, train, zero
+from conftest import ROOT, finish, free_port, launch, metrics, train, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS, checkpoint, training
@@ -530,13 +530,13 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
-def two_ranks_by_the_launcher(port: int) -> list[str]:
+def two_ranks_by_the_launcher() -> list[str]:
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    return [deepspeed, "--num_gpus", "2", "--master_port", str(port), str(ROOT / "train_ds.py")]
+    return [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), str(ROOT / "train_ds.py")]
 
 
 def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
-    command = two_ranks_by_the_launcher(port=29611)
+    command = two_ranks_by_the_launcher()
     command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert out.returncode == 0, out.stderr
@@ -545,12 +545,12 @@ def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
     assert [r["step"] for r in metrics(tmp_path / "run") if "loss" in r] == [1, 2, 3, 4]
 
 
-def end_of_a_long_run(folder, tiny_run, port, act):
+def end_of_a_long_run(folder, tiny_run, act):
     """Start 2 endless ranks by the launcher, do `act(runner, launcher, ranks)`; the runner's code, the ranks gone."""
     import psutil
 
     steps = ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
-    command = [*two_ranks_by_the_launcher(port), "--variant", "duo_predict", *tiny_run, *steps]
+    command = [*two_ranks_by_the_launcher(), "--variant", "duo_predict", *tiny_run, *steps]
     runner = subprocess.Popen(
         [*command, "--output_dir", str(folder)],
         stdout=subprocess.PIPE,
@@ -586,13 +586,13 @@ ENDS = {
 @pytest.mark.parametrize("end", [*list(ENDS)[:2], *(pytest.param(e, marks=pytest.mark.slow) for e in list(ENDS)[2:])])
 def test_no_rank_trains_on_as_an_orphan(end, tiny_run, tmp_path):
     """Whatever the launcher does with the signal: the ranks save and end within 25 s."""
-    end_of_a_long_run(tmp_path / "run", tiny_run, 29612, ENDS[end])
+    end_of_a_long_run(tmp_path / "run", tiny_run, ENDS[end])
     assert record(tmp_path / "run")["status"] == "interrupted"
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
 
 
 def test_a_rank_that_dies_ends_the_others(tiny_run, tmp_path):
-    code = end_of_a_long_run(tmp_path / "run", tiny_run, 29613, lambda runner, launcher, ranks: ranks[1].kill())
+    code = end_of_a_long_run(tmp_path / "run", tiny_run, lambda runner, launcher, ranks: ranks[1].kill())
     assert code != 0
     assert record(tmp_path / "run")["status"] == "failed"
 
