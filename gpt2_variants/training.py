@@ -319,9 +319,9 @@ class Stopper:
         """
 
         def watch() -> None:
-            number = self._received.recv(1)  # nothing, once the run is over
-            if number and not self._ended.wait(SECONDS_TO_STOP):
-                say(number[0])
+            while number := self._received.recv(1):  # nothing, once the run is over
+                if number[0] in (signal.SIGINT, signal.SIGTERM) and not self._ended.wait(SECONDS_TO_STOP):
+                    say(number[0])
 
         threading.Thread(target=watch, daemon=True).start()
 
