@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,32 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """While inside, `torch.load` reads tensors, plain types and DeepSpeed's own only, though DeepSpeed asks for all.
+
+    A file that would run other code on being read raises `pickle.UnpicklingError`.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+
 def load(engine, checkpoint: Path) -> dict[str, Any]:
-    """Load `checkpoint` into `engine` on all ranks; the client state it was saved with."""
-    path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    """Load `checkpoint` into `engine` on all ranks; the client state it was saved with.
+
+    Raises:
+        pickle.UnpicklingError: a file holds more than tensors and plain values; nothing of it was run.
+    """
+    with _weights_only():
+        path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise RuntimeError(f"DeepSpeed could not load {checkpoint}")
     return client_state
@@ -186,7 +209,8 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
         with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+            with _weights_only():
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     weights.pop("lm_head.weight", None)
     # Cloned: they are views of a few flat tensors, and what shares storage is taken for tied on saving.
     return {name: weight.detach().clone() for name, weight in weights.items()}
@@ -194,7 +218,8 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
 
 def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
     """From a file of ZeRO stage 0, which holds the masters by parameter group, without names."""
-    states = torch.load(file, map_location="cpu", weights_only=False)
+    with _weights_only():
+        states = torch.load(file, map_location="cpu", weights_only=True)
     weights = {name: weight for name, weight in states["module"].items() if name != "lm_head.weight"}
     if all(weight.dtype == torch.float32 for weight in weights.values()):
         return weights
@@ -247,5 +272,10 @@ def _convert_to_universal(checkpoint: Path, universal: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        _weights_only(),
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         main(arguments)

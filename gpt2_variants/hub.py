@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -105,6 +106,8 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])
     except ValueError as err:
         raise Faults([f"--checkpoint {source}: {err}"]) from err
+    except pickle.UnpicklingError as err:
+        raise Faults([f"--checkpoint {source}: would run code on being read, so it was not read; use another"]) from err
     export(
         variant,
         variant.config_class.from_json_file(described / "config.json"),

@@ -53,7 +53,10 @@ def test_models_are_flat_and_import_the_base_and_ops_only():
 
 
 DEEPSPEED_MODULES = {
-    "checkpoint": {"deepspeed.utils.zero_to_fp32", "deepspeed.checkpoint.ds_to_universal"},  # its files read, converted
+    "checkpoint": {  # its files read and converted, and the classes that they may hold
+        *("deepspeed.utils.zero_to_fp32", "deepspeed.checkpoint.ds_to_universal"),
+        *("deepspeed.runtime.fp16.loss_scaler", "deepspeed.runtime.zero.config", "deepspeed.utils.tensor_fragment"),
+    },
     "run": {"deepspeed.runtime.config"},  # its config classes, to check a JSON by
     "dry_run": {"deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2"},  # its memory estimators
 }

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from conftest import finish, launch
 
 from gpt2_variants import metrics
 from gpt2_variants.evaluation import evaluate
@@ -67,6 +68,17 @@ def test_wandb_is_offline_without_a_key_and_never_asks(tmp_path, monkeypatch, ca
     for key in (b"train/loss", b"eval/loss", b"step"):
         assert key in content
     assert "wandb sync" in capfd.readouterr().err
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
+    pytest.importorskip("wandb")
+    options = ["--variant", "gpt2", *tiny_run, "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
+    for more in (["--max_steps", "2"], ["--max_steps", "3", "--resume_from_checkpoint", "auto"]):
+        assert finish(launch(1, [*options, *more]))[0][0] == 0
+    run_id = json.loads((tmp_path / "run/run.json").read_text())["wandb_run_id"]
+    assert run_id.startswith("gpt2-")
+    files = list(tmp_path.glob("run/wandb/offline-run-*/run-*.wandb"))
+    assert [file.name for file in files] == [f"run-{run_id}.wandb"] * 2
 
 
 def test_evaluation_is_a_mean_over_predictions_not_over_batches():

@@ -1,9 +1,15 @@
-"""No token or key that a run is given stands in anything it leaves or says."""
+"""No token or key that a run is given stands in anything it leaves or says, and no checkpoint runs code."""
 
+import hashlib
+import json
+import pickle
 from pathlib import Path
 
 import pytest
-from conftest import launch
+import torch
+from conftest import launch, train, zero
+
+from gpt2_variants import __main__, checkpoint
 
 # of the shapes that the clients accept
 SECRETS = {
@@ -33,3 +39,34 @@ def test_tokens_are_in_no_file_and_no_line(tiny_run, tmp_path, monkeypatch):
     (wandb_file,) = (path for path in left if path.suffix == ".wandb")
     assert b"duo_predict" in left[wandb_file]
     assert any(path.suffix == ".pt" for path in left)
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_checkpoint_that_would_run_code_is_refused_unread(stage, tiny_run, ds_json, tmp_path, capfd, in_process):
+    """Its manifest fits: whoever put the code there made that too."""
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--max_steps", "2"]
+    folder = train(options, tmp_path / "run", variant="gpt2")
+    whole = folder / "checkpoints/step-00000002"
+    for file in whole.glob("*.pt"):
+        states = torch.load(file, weights_only=False)
+        torch.save({**states, "more": Trap(tmp_path / "ran")}, file)
+        manifest = json.loads((whole / "manifest.json").read_text())
+        facts = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        manifest["files"][file.name] = facts
+        (whole / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.fault_of(whole) is None
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        train([*options[:-1], "4", "--resume_from_checkpoint", "auto"], folder, variant="gpt2")
+    assert __main__.main(["export", "--checkpoint", str(whole), "--output_dir", str(tmp_path / "exported")]) == 2
+    assert "would run code on being read" in capfd.readouterr().err
+    assert not (tmp_path / "ran").exists()

@@ -460,17 +460,9 @@ def test_a_short_last_batch_is_a_true_mean(tiny_run, ds_json, tmp_path, corpus):
 
 
 def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
-    """Float32, 1e-5 over two epochs with a short last batch each; evaluation with a last batch that does not divide."""
-    options = [
-        *tiny_run,
-        *NO_DROPOUT,
-        "--deepspeed_config",
-        ds_json(**FLOAT32),
-        "--train_batch_size",
-        "200",
-        "--max_steps",
-        "12",
-    ]
+    """Float32, 1e-5 over 50 steps, 10 epochs with a short last batch each; evaluation with a short last batch too."""
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", ds_json(**FLOAT32), "--train_batch_size", "200"]
+    options += ["--max_steps", "50", "--save_steps", "50"]
     one = train(options, tmp_path / "one")
     results = finish(launch(2, ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "two")]))
     assert [code for code, _ in results] == [0, 0], results
@@ -478,6 +470,21 @@ def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert b[key] == pytest.approx(value, abs=1e-5 if "perplexity" not in key else 1e-2), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_go_on_bit_for_bit_with_dropout_and_noise(stage, tiny_run, ds_json, tmp_path):
+    options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--save_steps", "7"]
+    options += ["--variant", "drift_diffusion", "--max_steps", "13"]
+    results = finish(launch(2, [*options, "--output_dir", str(tmp_path / "whole")]))
+    assert [code for code, _ in results] == [0, 0], results
+    middle = ["--resume_from_checkpoint", str(tmp_path / "whole/checkpoints/step-00000007")]
+    results = finish(launch(2, [*options, *middle, "--output_dir", str(tmp_path / "part")]))
+    assert [code for code, _ in results] == [0, 0], results
+    assert metrics(tmp_path / "part") == [r for r in metrics(tmp_path / "whole") if r["step"] > 7]
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.slow
