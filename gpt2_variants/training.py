@@ -71,7 +71,7 @@ def train(run: Run) -> Trained:
     config = _model_config(run, data)
     total_steps, ds_config = plan(run, len(data.train))
     stopper = Stopper()
-    _init_distributed()
+    init_distributed()
     if blind := nodes.nodes_without(Path(run.output_dir)):
         raise Faults(
             [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
@@ -130,7 +130,8 @@ def _warm_start(run: Run, config) -> WarmStart | None:
     return warm
 
 
-def _init_distributed() -> None:
+def init_distributed() -> None:
+    """Join the process group that the launcher describes; without a launcher, make one of a single rank."""
     if "RANK" not in os.environ:  # no launcher: one rank
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -392,7 +393,7 @@ class _Loop:
         saved_cut = checkpoint.read_manifest(resume_from)["cut"] if resume_from else self.cut
         self.recut = saved_cut != self.cut
         self.universal = self.recut and self.cut["zero_stage"] > 0
-        self.engine, self.float32_parameters = _make_engine(run, config, ds_config, warm, self.universal)
+        self.engine, self.float32_parameters = make_engine(run, config, ds_config, warm, self.universal)
         self.model = self.engine.module
         self.positions = self.model.positions(run.block_size)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
@@ -649,7 +650,7 @@ class _Progress:
             self._bar.close()
 
 
-def _make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False):
+def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False):
     """DeepSpeed's engine around a new model, and that model's `_Float32Masters`.
 
     Args:

@@ -163,7 +163,9 @@ def _weights(source: str) -> "dict[str, torch.Tensor]":
     """Parameter name -> float32 values of the whole checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         with network.offline(_stays_offline(source)):
             model, info = AutoModelForCausalLM.from_pretrained(

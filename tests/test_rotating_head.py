@@ -177,10 +177,10 @@ run = parse(json.loads(options))
 data = training.load_data(run)
 config = training._model_config(run, data)
 steps, ds_config = plan(run, len(data.train))
-training._init_distributed()
+training.init_distributed()
 training._seed(run.seed)
 initial = run.spec.model_class._from_config(config).state_dict()
-engine, masters = training._make_engine(run, config, ds_config)
+engine, masters = training.make_engine(run, config, ds_config)
 
 def compare(expected):
     for block in range(config.n_layer):
