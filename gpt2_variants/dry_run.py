@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .metrics import flops_per_token
-from .models.modeling_base import LOSS_CHUNK_ROWS
+from .models.loss_head import CHUNK_ROWS
 from .registry import GPT2_VOCABULARY
 from .run import Run, load_data, plan, use_accelerator, world_size
 
@@ -132,7 +132,7 @@ def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bo
     if checkpointing:
         kept += saved_bytes(model, block_size, checkpointing=False) // model.config.n_layer
     rows = micro_batch * model.positions(block_size)
-    return micro_batch * kept + BYTES_PER_LOGIT * min(rows, LOSS_CHUNK_ROWS) * model.config.vocab_size
+    return micro_batch * kept + BYTES_PER_LOGIT * min(rows, CHUNK_ROWS["cuda"]) * model.config.vocab_size
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from conftest import finish, launch
 
 from gpt2_variants import metrics
 from gpt2_variants.evaluation import evaluate
-from gpt2_variants.models.modeling_base import TokenScores
+from gpt2_variants.models.loss_head import TokenScores
 
 
 def test_flops_per_token_by_hand():

@@ -4,12 +4,9 @@ Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D,
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,22 +17,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
     eager_attention_forward,
 )
 
-IGNORE_INDEX = -100  # a label that is not predicted, as everywhere in PyTorch and transformers
-LOSS_CHUNK_ROWS = 4096  # rows of logits alive at once: 4096 x 50,257 are 0.8 GB in float32
-
-
-class TokenScores(NamedTuple):
-    """How one stream of predictions did, prediction by prediction.
-
-    Attributes:
-        nll: (B, N) negative log-likelihood of the target in nats, float32 or better; 0 where ignored.
-        correct: (B, N) bool, the most probable token is the target; None unless asked for.
-        valid: (B, N) bool, False where the label was -100.
-    """
-
-    nll: torch.Tensor
-    correct: torch.Tensor | None
-    valid: torch.Tensor
+from .loss_head import IGNORE_INDEX, LMHead, TokenScores
 
 
 @dataclass
@@ -47,54 +29,6 @@ class VariantOutput(CausalLMOutputWithCrossAttentions):
     """
 
     token_scores: dict[str, TokenScores] | None = None
-
-
-class LMHead(nn.Linear):
-    """The tied output projection, which can also score targets without materialising the (N, V) logits.
-
-    Scoring is a `forward` of this module, not a function over its weight, so that ZeRO stage 3 gathers the weight.
-    """
-
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, with_correct: bool = False
-    ) -> torch.Tensor | TokenScores:
-        """Logits (..., V) of `hidden` (..., E); or, given `targets` (B, N), the `TokenScores` of `hidden` (B, N, E).
-
-        The logits are formed `LOSS_CHUNK_ROWS` at a time in the model's dtype, the softmax is float32, and each
-        chunk is formed again in the backward pass. (torch 2.13's chunked `linear_cross_entropy` returns its loss in
-        the dtype of its input: 11.0096 becomes 10.75 in bf16.)
-        """
-        if targets is None:
-            return super().forward(hidden)
-        rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        chunks = []
-        for h, t in zip(rows.split(LOSS_CHUNK_ROWS), flat_targets.split(LOSS_CHUNK_ROWS), strict=True):
-            if torch.is_grad_enabled():
-                chunk = checkpoint(self._score, h, t, with_correct, use_reentrant=False, preserve_rng_state=False)
-            else:
-                chunk = self._score(h, t, with_correct)
-            chunks.append(chunk)
-        nll, correct, valid = zip(*chunks, strict=True)
-        return TokenScores(
-            nll=torch.cat(nll).view_as(targets),
-            correct=torch.cat(correct).view_as(targets) if with_correct else None,
-            valid=torch.cat(valid).view_as(targets),
-        )
-
-    def _score(self, h: torch.Tensor, t: torch.Tensor, with_correct: bool) -> TokenScores:
-        return score_logits(super().forward(h), t, with_correct)
-
-
-def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
-    """The `TokenScores` of `logits` (..., N, V) for `targets` (..., N), with the softmax in float32 or better."""
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-    return TokenScores(
-        nll=nll.view_as(targets),
-        correct=logits.argmax(-1) == targets if with_correct else None,
-        valid=targets != IGNORE_INDEX,
-    )
 
 
 class Float32Parameters:
@@ -272,12 +206,16 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             streams = self.prediction_streams(
                 input_ids, labels, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
             )
+            if not return_token_scores:
+                total = sum(self.lm_head(hidden, targets, summed=True) for hidden, targets in streams.values())
+                if num_items_in_batch is None:
+                    num_items_in_batch = sum((targets != IGNORE_INDEX).sum() for _, targets in streams.values())
+                return VariantOutput(loss=total / num_items_in_batch)
             scores = {
-                stream: self.lm_head(hidden, targets, with_correct=return_token_scores)
+                stream: self.lm_head(hidden, targets, with_correct=True)
                 for stream, (hidden, targets) in streams.items()
             }
-            loss = mean_loss(scores, num_items_in_batch)
-            return VariantOutput(loss=loss, token_scores=scores if return_token_scores else None)
+            return VariantOutput(loss=mean_loss(scores, num_items_in_batch), token_scores=scores)
         if num_items_in_batch is not None:
             kwargs["num_items_in_batch"] = num_items_in_batch
         return super().forward(

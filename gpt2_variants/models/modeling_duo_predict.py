@@ -23,15 +23,9 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from .modeling_base import (
-    IGNORE_INDEX,
-    VariantAttention,
-    VariantLMHeadModel,
-    VariantModel,
-    VariantOutput,
-    mean_loss,
-    score_logits,
-)
+from .duo_attention import duo_attention
+from .loss_head import IGNORE_INDEX, score_logits
+from .modeling_base import VariantAttention, VariantLMHeadModel, VariantModel, VariantOutput, mean_loss
 
 
 class DuoPredictGPT2Config(GPT2Config):
@@ -99,19 +93,32 @@ def infill_visibility(num_tokens: int, neighbour: bool = True, device: torch.dev
 class DuoPredictAttention(VariantAttention):
     """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`."""
 
-    def attend(self, query, key, value, attention_mask, infill_mask: torch.Tensor | None = None, **kwargs):
-        """As `VariantAttention.attend`; with `infill_mask` (B or 1, 1, S-1, 2S-1), over both streams."""
-        if infill_mask is None:
+    def attend(
+        self,
+        query,
+        key,
+        value,
+        attention_mask,
+        num_tokens: int | None = None,
+        neighbour: bool = True,
+        infill_mask: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """As `VariantAttention.attend`; with `num_tokens`, S, over both streams.
+
+        Args:
+            neighbour: the mask slots see their right neighbours.
+            infill_mask: (B or 1, 1, S-1, 2S-1), what they see, where that depends on padding too; None: no padding.
+        """
+        if num_tokens is None:
             return super().attend(query, key, value, attention_mask, **kwargs)
-        num_tokens = infill_mask.shape[-2] + 1
+        dropout = self.attn_dropout.p if self.training else 0.0
+        if infill_mask is None:
+            mixed = duo_attention(query, key, value, num_tokens, neighbour, dropout, self.scaling)
+            return mixed.transpose(1, 2), None
         tokens, _ = super().attend(*(x[:, :, :num_tokens] for x in (query, key, value)), attention_mask, **kwargs)
         slots = F.scaled_dot_product_attention(
-            query[:, :, num_tokens:],
-            key,
-            value,
-            attn_mask=infill_mask,
-            dropout_p=self.attn_dropout.p if self.training else 0.0,
-            scale=self.scaling,
+            query[:, :, num_tokens:], key, value, attn_mask=infill_mask, dropout_p=dropout, scale=self.scaling
         )
         return torch.cat([tokens, slots.transpose(1, 2)], dim=1), None
 
@@ -145,16 +152,20 @@ class DuoPredictGPT2Model(VariantModel):
         mask_id = torch.tensor([[self.config.mask_token_id]], device=input_ids.device)
         slots = (self.wte(mask_id) + positions[:, :-1]).expand(input_ids.shape[0], -1, -1)
 
-        first_mask, later_mask = (
-            self._infill_mask(num_tokens, neighbour, attention_mask, input_ids.device)
-            for neighbour in (True, not self.config.leak_free)
-        )
-        causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=tokens, attention_mask=attention_mask, past_key_values=None
-        )
+        # eager is what the other backends are checked against; padding hides other keys in each row
+        dense = attention_mask is not None or self.config._attn_implementation == "eager"
+        causal_mask, masks = None, {}
+        if dense:
+            causal_mask = create_causal_mask(
+                config=self.config, inputs_embeds=tokens, attention_mask=attention_mask, past_key_values=None
+            )
+            masks = {n: self._infill_mask(num_tokens, n, attention_mask, input_ids.device) for n in (True, False)}
         hidden = self.drop(torch.cat([tokens, slots], dim=1))
         for layer, block in enumerate(self.h):
-            hidden = block(hidden, None, causal_mask, infill_mask=first_mask if layer == 0 else later_mask)
+            neighbour = layer == 0 or not self.config.leak_free
+            hidden = block(
+                hidden, None, causal_mask, num_tokens=num_tokens, neighbour=neighbour, infill_mask=masks.get(neighbour)
+            )
         return self.ln_f(hidden).split([num_tokens, num_tokens - 1], dim=1)
 
     @staticmethod

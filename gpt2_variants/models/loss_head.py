@@ -1,0 +1,161 @@
+"""The output projection and its loss, without the (N, V) logits.
+
+Training needs the sum of the losses alone. A chunk of rows at a time, its logits become their own gradient in place,
+and what remains of a chunk is its part of the gradients: three matrix products a row, as many as the plain head needs,
+and logits of one chunk. (torch 2.13's chunked `linear_cross_entropy` does the same, but returns its loss in the dtype
+of its input, 10.75 for 11.03 in bf16, and multiplies bf16 in float32 on a CPU: benchmarks/NOTES.md.)
+
+Shape legend: B batch, N predictions, R rows of a chunk, E channels, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100  # a label that is not predicted, as everywhere in PyTorch and transformers
+CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}  # rows of logits alive at once, by type of device; 4096 elsewhere
+VOCABULARY_MULTIPLE = 128  # what CUDA's matrix products want of a dimension; 50,257 is odd
+
+
+class TokenScores(NamedTuple):
+    """How one stream of predictions did, prediction by prediction.
+
+    Attributes:
+        nll: (B, N) negative log-likelihood of the target in nats, float32 or better; 0 where ignored.
+        correct: (B, N) bool, the most probable token is the target; None unless asked for.
+        valid: (B, N) bool, False where the label was -100.
+    """
+
+    nll: torch.Tensor
+    correct: torch.Tensor | None
+    valid: torch.Tensor
+
+
+def chunk_rows(device_type: str) -> int:
+    """Rows of logits alive at once on that type of device."""
+    return CHUNK_ROWS.get(device_type, 4096)
+
+
+class LMHead(nn.Linear):
+    """The tied output projection, which can also score targets without materialising the (N, V) logits.
+
+    Scoring is a `forward` of this module, not a function over its weight, so that ZeRO stage 3 gathers the weight.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._logits_to_grad = logits_to_grad
+
+    def compile_loss(self) -> None:
+        """Fuse the elementwise part of the loss by `torch.compile`."""
+        self._logits_to_grad = torch.compile(logits_to_grad, dynamic=False)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        summed: bool = False,
+        with_correct: bool = False,
+    ) -> torch.Tensor | TokenScores:
+        """Logits (..., V) of `hidden` (..., E); or, given `targets` (B, N), losses of `hidden` (B, N, E).
+
+        The logits are formed some rows at a time in the model's dtype, the softmax is float32 or better.
+
+        Args:
+            targets: -100 is ignored.
+            summed: return the sum of the losses, a scalar; else the `TokenScores`, whose logits are formed again in
+                the backward pass.
+            with_correct: of the `TokenScores`.
+        """
+        if targets is None:
+            return super().forward(hidden)
+        rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        if summed and torch.is_grad_enabled():
+            device = rows.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+            with torch.autocast(device, enabled=False):
+                return _SummedLoss.apply(rows.to(dtype), self.weight.to(dtype), flat_targets, self._logits_to_grad)
+        size = chunk_rows(rows.device.type)
+        chunks = []
+        for h, t in zip(rows.split(size), flat_targets.split(size), strict=True):
+            if torch.is_grad_enabled():
+                chunk = checkpoint(self._score, h, t, with_correct, use_reentrant=False, preserve_rng_state=False)
+            else:
+                chunk = self._score(h, t, with_correct)
+            chunks.append(chunk)
+        nll, correct, valid = zip(*chunks, strict=True)
+        if summed:
+            return torch.cat(nll).sum()
+        return TokenScores(
+            nll=torch.cat(nll).view_as(targets),
+            correct=torch.cat(correct).view_as(targets) if with_correct else None,
+            valid=torch.cat(valid).view_as(targets),
+        )
+
+    def _score(self, h: torch.Tensor, t: torch.Tensor, with_correct: bool) -> TokenScores:
+        return score_logits(super().forward(h), t, with_correct)
+
+
+def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
+    """The `TokenScores` of `logits` (..., N, V) for `targets` (..., N), with the softmax in float32 or better."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    return TokenScores(
+        nll=nll.view_as(targets),
+        correct=logits.argmax(-1) == targets if with_correct else None,
+        valid=targets != IGNORE_INDEX,
+    )
+
+
+def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in their dtype.
+
+    Softmax and sum in float32 or better.
+    """
+    valid = targets != IGNORE_INDEX
+    index = targets.clamp(min=0).unsqueeze(1)
+    precise = torch.float32 if logits.dtype.itemsize < torch.float32.itemsize else logits.dtype
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=precise)
+    loss = -(log_probabilities.gather(1, index).squeeze(1) * valid).sum()
+    grad = log_probabilities.exp_()
+    grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=precise))
+    return loss, grad.mul_(valid.unsqueeze(1)).to(logits.dtype)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Summed cross-entropy of `hidden` (N, E) times `weight` (V, E) for `targets` (N,), its gradients made with it."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, loss_and_grad):
+        size = chunk_rows(hidden.device.type)
+        precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
+        padding = -len(weight) % VOCABULARY_MULTIPLE if weight.is_cuda else 0
+        padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
+        total = torch.zeros((), dtype=precise, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(padded.shape, dtype=precise, device=weight.device)
+        for h, t, grad_h in zip(hidden.split(size), targets.split(size), grad_hidden.split(size), strict=True):
+            logits = torch.mm(h, padded.t())
+            if padding:
+                logits[:, -padding:] = -torch.inf
+            loss, grad = loss_and_grad(logits, t)
+            del logits
+            total += loss
+            torch.mm(grad, padded, out=grad_h)
+            if grad.dtype == precise:
+                grad_weight.addmm_(grad.t(), h)
+            else:  # a chunk's part in the model's dtype, as the plain head's gradient is; their sum is not
+                grad_weight += torch.mm(grad.t(), h)
+        ctx.save_for_backward(grad_hidden, grad_weight[: len(weight)])
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (grad_hidden * grad).to(grad_hidden.dtype), (grad_weight * grad).to(ctx.dtype), None, None
