@@ -15,8 +15,9 @@ Shape legend: B batch, S tokens, H heads, D head size, C queries in a block, K k
 import torch
 import torch.nn.functional as F
 
+# Heads and queries whose probabilities are alive at once on a CPU: as many as its caches hold (benchmarks/NOTES.md).
 HEADS = 8
-BLOCK = 128  # queries whose probabilities are alive at once; measured in benchmarks/NOTES.md
+BLOCK = 64
 
 
 def duo_attention(
@@ -145,8 +146,8 @@ def _blockwise(
     whole = torch.empty_like(q)
     for blocks, (*_, values, out) in _streams((q, k, v, whole), seed, num_tokens, neighbour, dropout, scale):
         for rows, keys, others, probabilities, factor in blocks:
-            weights = (probabilities if factor is None else probabilities.mul_(factor)).to(values.dtype)
-            mixed = torch.bmm(weights[..., :keys], values[:, :keys])
+            weights = probabilities if factor is None else probabilities.mul_(factor)
+            mixed = _float32(torch.bmm(weights[..., :keys].to(values.dtype), values[:, :keys]))
             for column, other in enumerate(others, start=keys):
                 mixed += weights[..., column, None] * values[:, other]
             out[:, rows] = mixed
@@ -177,7 +178,7 @@ def _blockwise_backward(
         q, k, v, g, grad_q, grad_k, grad_v = heads
         for rows, keys, others, probabilities, factor in blocks:
             g_rows, q_rows = g[:, rows], q[:, rows]
-            weights = (probabilities if factor is None else probabilities * factor).to(v.dtype)
+            weights = probabilities if factor is None else probabilities * factor
             grad_weights = torch.empty_like(probabilities)
             grad_weights[..., :keys] = torch.bmm(g_rows, v[:, :keys].transpose(1, 2))
             for column, other in enumerate(others, start=keys):
@@ -186,10 +187,11 @@ def _blockwise_backward(
             if factor is not None:
                 grad_weights.mul_(factor)
             grad_scores = torch._softmax_backward_data(grad_weights, probabilities, -1, probabilities.dtype)
-            grad_scores = grad_scores.mul_(scale).to(q.dtype)
-            grad_v[:, :keys] += torch.bmm(weights[..., :keys].transpose(1, 2), g_rows)
-            grad_k[:, :keys] += torch.bmm(grad_scores[..., :keys].transpose(1, 2), q_rows)
-            grad_q_rows = torch.bmm(grad_scores[..., :keys], k[:, :keys])
+            grad_scores.mul_(scale)
+            of_past = grad_scores[..., :keys].to(q.dtype)
+            grad_v[:, :keys] += torch.bmm(weights[..., :keys].to(v.dtype).transpose(1, 2), g_rows)
+            grad_k[:, :keys] += torch.bmm(of_past.transpose(1, 2), q_rows)
+            grad_q_rows = _float32(torch.bmm(of_past, k[:, :keys]))
             for column, other in enumerate(others, start=keys):
                 grad_q_rows += grad_scores[..., column, None] * k[:, other]
                 grad_k[:, other] += grad_scores[..., column, None] * q_rows
@@ -286,7 +288,7 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _flash(query, key, value, dropout: float, scale: float) -> tuple[torch.Tensor, ...]:
     """Causal attention: its output, its log-sum-exp (B, H, S), and on CUDA the state of its random numbers."""
-    if query.is_cuda:
+    if query.device.type != "cpu":
         attention = torch.ops.aten._scaled_dot_product_flash_attention
         out, lse, _, _, _, _, seed, offset, _ = attention(query, key, value, dropout, True, False, scale=scale)
         return out, lse, seed, offset
@@ -294,7 +296,7 @@ def _flash(query, key, value, dropout: float, scale: float) -> tuple[torch.Tenso
 
 
 def _flash_backward(grad, query, key, value, out, lse, random, dropout: float, scale: float):
-    if query.is_cuda:
+    if query.device.type != "cpu":
         backward, length = torch.ops.aten._scaled_dot_product_flash_attention_backward, query.shape[2]
         return backward(
             *(grad, query, key, value, out, lse, None, None, length, length, dropout, True, *random), scale=scale

@@ -133,7 +133,7 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, loss_and_grad):
         size = chunk_rows(hidden.device.type)
         precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
-        padding = -len(weight) % VOCABULARY_MULTIPLE if weight.is_cuda else 0
+        padding = 0 if weight.device.type == "cpu" else -len(weight) % VOCABULARY_MULTIPLE
         padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
