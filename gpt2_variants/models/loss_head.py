@@ -112,7 +112,7 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
 
 
 def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in their dtype.
+    """Summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in the dtype of `logits`.
 
     Softmax and sum in float32 or better.
     """
@@ -126,6 +126,11 @@ def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
     return loss, grad.mul_(valid.unsqueeze(1)).to(logits.dtype)
 
 
+def padding_of(weight: torch.Tensor) -> int:
+    """How many rows of zeros `weight` (V, E) gets for the training loss. They are no parameters, and no token."""
+    return 0 if weight.device.type == "cpu" else -len(weight) % VOCABULARY_MULTIPLE
+
+
 class _SummedLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden` (N, E) times `weight` (V, E) for `targets` (N,), its gradients made with it."""
 
@@ -133,7 +138,7 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, loss_and_grad):
         size = chunk_rows(hidden.device.type)
         precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
-        padding = 0 if weight.device.type == "cpu" else -len(weight) % VOCABULARY_MULTIPLE
+        padding = padding_of(weight)
         padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
