@@ -193,13 +193,14 @@ def parse(argv: list[str] | None = None) -> Plan:
     if given.model_args is not None:
         options += ["--model_args", *given.model_args]
     cases: list[Case] = []
+    of_runs: dict[str, str] = {}  # what is wrong -> the line that says so; of several variants' lines the first
     for name in dict.fromkeys(given.variants):
         if name not in unknown:
             try:
                 cases.append(_case(parse_run([*options, "--variant", name]), given.dtype))
             except Faults as err:
-                lines += [line for line in err.lines if line not in lines]
-    if lines:
+                of_runs = {line.split(": ")[0]: line for line in err.lines} | of_runs
+    if lines := lines + list(of_runs.values()):
         raise Faults(lines)
     if any(case.name == "gpt2" for case in cases):
         cases = [case if case.name == "gpt2" else replace(case, reference="gpt2") for case in cases]
@@ -476,10 +477,14 @@ def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; its exit code."""
     try:
-        plan = parse(argv)
+        return carry_out(parse(argv))
     except Faults as err:
         print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
         return 2
+
+
+def carry_out(plan: Plan) -> int:
+    """Measure, and write and print the results; the exit code."""
     facts = results_page.facts()
     rows = [measured.row() for measured in measure(plan)]
     folder = plan.output_dir or results_page.folder(facts["device"])
