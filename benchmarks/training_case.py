@@ -336,8 +336,8 @@ def _serve(pipe, case: Case, caches: Path) -> None:
             pipe.send((answer, None))
             name, *arguments = pipe.recv()
             answer = getattr(trainer, name)(*arguments)
-    except EOFError:  # the parent is done; what is torn down at a regular end takes a second
-        os._exit(0)
+    except EOFError:  # the parent is done
+        return
     except Exception as err:
         reason = str(err).strip().splitlines() or [""]
         pipe.send((None, reason[0] if isinstance(err, CaseFailed) else f"{type(err).__name__}: {reason[0]}"))
