@@ -111,6 +111,8 @@ class Measured:
             "mfu": mfu(tokens_per_second, facts["flops_per_token"], peak),
             "reference": case.reference,
             "relative_speed": statistics.median(self.relative) if self.relative else None,
+            "relative_speed_min": min(self.relative, default=None),
+            "relative_speed_max": max(self.relative, default=None),
             "relative_speed_rounds": self.relative,
             "seconds": self.seconds,
         }
@@ -366,11 +368,15 @@ def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> l
         "attention in full, against the device's dense bf16 peak; - where that is not known. "
         f"peak and steady: {memory}, at most and after the timed steps. first step: with the compilation, if any."
     )
-    relative = Column("relative_speed", "relative speed", ".3f")
+
+    def relative(to: str) -> list[Column]:
+        shown = {"relative_speed": f"positions/s over {to}'s", "relative_speed_min": "min", "relative_speed_max": "max"}
+        return [Column(key, head, ".3f") for key, head in shown.items()]
+
     found = [
         Table(
             "Variants",
-            (Column("case", "variant"), *SHARED_COLUMNS, replace(relative, head="positions/s over gpt2's")),
+            (Column("case", "variant"), *SHARED_COLUMNS, *relative("gpt2")),
             [row for row in measured if is_variant(row)],
             legend,
         )
@@ -383,7 +389,7 @@ def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> l
                     Column("case", "case"),
                     Column("what", "what"),
                     *SHARED_COLUMNS,
-                    replace(relative, head="positions/s over the reference's"),
+                    *relative("the reference"),
                     Column("reference", "reference"),
                 ),
                 compared,
@@ -445,7 +451,8 @@ def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{'compiled' if compiles(run) else 'not compiled'}, DeepSpeed config {run.ds_config_path().name}. "
         "Random tokens.",
         f"Each case in a process of its own; {plan.warmup_steps} steps of warm-up, then {plan.rounds} rounds of "
-        f"{plan.steps} timed steps: {in_turn}. Relative speeds are the median over the rounds.",
+        f"{plan.steps} timed steps: {in_turn}. Relative speeds are the median, the least and the "
+        "most over the rounds.",
     ]
 
 
