@@ -1,14 +1,15 @@
-# make demo | make test: each sets up its own .venv and needs nothing but Python >= 3.10.
+# make demo | make test | make bench: each sets up its own .venv and needs nothing but Python >= 3.10.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test test-slow check clean
+.PHONY: help install demo test test-slow bench check clean
 help:
 	@echo "make demo       train duo_predict on the built-in corpus, show a sample and a plot (minutes on 2 CPU cores)"
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long ones too"
+	@echo "make bench      speed and memory of training, variant by variant, into benchmarks/results/ (minutes on 2 CPU cores)"
 	@echo "make check      lint and formatting"
 
 install: $(VENV)/.installed
@@ -42,6 +43,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -q -n 2 tests
+
+# ARGS="--compare": the references too.
+bench: install
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ def of(kind: str) -> list[str]:
 def test_every_command_is_of_a_kind_that_is_tested_here():
     known = of("make ") + of(".*train_ds.py") + of("python -m gpt2_variants") + of("source .venv/bin/activate")
     known += of("pip install ") + of("python benchmarks/lm_eval/write_tasks.py") + of("lm_eval ")
+    known += of("python benchmarks/throughput.py")
     assert sorted(known) == sorted(COMMANDS)
 
 
@@ -39,6 +40,13 @@ def test_training_commands_parse(command):
 @pytest.mark.parametrize("command", of("python -m gpt2_variants"))
 def test_small_commands_parse(command):
     assert __main__.make_parser().parse_args(shlex.split(command)[3:]).command in __main__.COMMANDS
+
+
+@pytest.mark.parametrize("command", of("python benchmarks/throughput.py"))
+def test_benchmark_commands_parse(command, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parsed = script("benchmarks/throughput.py").make_parser().parse_args(shlex.split(command)[2:])
+    assert set(parsed.variants) == set(VARIANTS)
 
 
 @pytest.mark.parametrize("command", of("pip install "))
