@@ -107,8 +107,7 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(query, key, angles):
         """As `rotate`."""
-        cos, sin = angles.cos(), angles.sin()
-        return turn(query, cos, sin), turn(key, cos, sin)
+        return turn((query, key), angles)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -119,8 +118,7 @@ class Rotation(torch.autograd.Function):
     def backward(ctx, *gradients):
         """Gradients of query, key and angles."""
         *rotated, angles = ctx.saved_tensors
-        cos, sin = angles.cos(), angles.sin()
-        turned_back = [turn(g, cos, -sin) for g in gradients]
+        turned_back = turn(gradients, -angles)
         if not ctx.needs_input_grad[2]:
             return *turned_back, None
         by_angle = 0
@@ -130,16 +128,19 @@ class Rotation(torch.autograd.Function):
         return *turned_back, by_angle
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` (B, H, S, D), its pairs of channels turned by angles given as (H, S, D/2); computed in `cos`'s dtype."""
+def turn(tensors: tuple[torch.Tensor, ...], angles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each (B, H, S, D) with its pairs of channels turned by `angles` (H, S, D/2), in whose dtype it is computed."""
+    cos, sin = angles.cos(), angles.sin()
     if torch.compiler.is_compiling():  # inductor fuses this, and nothing complex
-        even, odd = x[..., ::2], x[..., 1::2]
-        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        pairs = ((x[..., ::2], x[..., 1::2]) for x in tensors)
+        turned = (torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1) for even, odd in pairs)
     else:  # no copies of every other channel: three times as fast
-        x = x if x.stride(-1) == 1 else x.contiguous()  # an unfused attention's gradient of the key lies transposed
-        pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * torch.complex(cos, sin))
-    return turned.flatten(-2).type_as(x)
+        factor = torch.complex(cos, sin)
+        # an unfused attention's gradient of the key lies transposed
+        adjacent = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+        pairs = (torch.view_as_complex(x.to(angles.dtype).unflatten(-1, (-1, 2))) for x in adjacent)
+        turned = (torch.view_as_real(x * factor) for x in pairs)
+    return tuple(y.flatten(-2).type_as(x) for x, y in zip(tensors, turned, strict=True))
 
 
 def rotate(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +148,9 @@ def rotate(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tupl
 
     Computed in the dtype of `angles`, returned in that of `query` and `key`.
     """
-    return Rotation.apply(query, key, angles)
+    if torch.is_grad_enabled():
+        return Rotation.apply(query, key, angles)
+    return turn((query, key), angles)  # a decoded token's rotation takes a third of the time without the Function
 
 
 class RotatingHeadAttention(VariantAttention):
