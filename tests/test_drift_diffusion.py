@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import random_ids, tiny
 
+from gpt2_variants.dry_run import saved_bytes
 from gpt2_variants.models.modeling_drift_diffusion import DDGPT2Config
 
 PARTS = {"drift": (True, False), "diffusion": (False, True), "drift_diffusion": (True, True)}
@@ -37,6 +38,14 @@ def test_drift_is_the_formula(variant, baseline_each_head):
             base = drifted.baseline[head, channel].item() if baseline_each_head else 0.0
             x = a[:, :, head, channel]
             torch.testing.assert_close(out[:, :, head, channel], x + gate * (x - base), atol=1e-12, rtol=0)
+
+
+def test_for_the_backward_pass_the_drift_keeps_what_c_proj_reads_and_diffusion_its_noise():
+    """GPT-2's c_proj reads the attention's output itself, which the attention keeps for its own backward pass."""
+    kept = {variant: saved_bytes(tiny(variant), 48, False) for variant in ("gpt2", *PARTS)}
+    activation = 2 * 48 * 32 * 2  # layers, tokens, width, bytes in bf16
+    assert kept["drift"] == kept["gpt2"] + activation
+    assert kept["diffusion"] == kept["drift_diffusion"] == kept["gpt2"] + 2 * activation
 
 
 @pytest.mark.parametrize("variant", ["diffusion", "drift_diffusion"])

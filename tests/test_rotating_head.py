@@ -10,6 +10,7 @@ from conftest import finish, launch, random_ids, tiny, zero
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from gpt2_variants.dry_run import saved_bytes
 from gpt2_variants.models.modeling_rotating_head import RotatingHeadGPT2Config, rotate
 
 VARIANTS = ("rotating_head", "rotating_head_norm", "rotating_head_gp", "rotating_head_gp_norm")
@@ -144,9 +145,37 @@ def test_loading_in_bf16_leaves_the_frequencies_alone(variant, tmp_path):
 def test_rotation_keeps_the_dtype_and_computes_in_float32():
     x = torch.randn(1, 1, 1, 2, dtype=torch.bfloat16)
     angle = torch.tensor([[[1000.123]]])
-    out = rotate(x, angle.cos(), angle.sin())
+    out, _ = rotate(x, x, angle)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out, rotate(x.float(), angle.cos(), angle.sin()).bfloat16(), atol=0, rtol=0)
+    torch.testing.assert_close(out, rotate(x.float(), x.float(), angle)[0].bfloat16(), atol=0, rtol=0)
+
+
+def test_the_rotations_gradients_are_those_of_finite_differences():
+    """Also the second ones; of views as the attention makes them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2 * 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    angles = torch.randn(2, 3, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    from_views = lambda x, angles: rotate(*(t.view(2, 3, 2, 4).transpose(1, 2) for t in x.split(8, 2)), angles)
+    torch.autograd.gradcheck(from_views, (x, angles))
+    torch.autograd.gradgradcheck(from_views, (x, angles))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_attention_is_one_graph_with_the_same_output_and_gradients(dtype):
+    attention = tiny("rotating_head").to(dtype).transformer.h[0].attn
+    hidden = torch.randn(2, 9, 32, dtype=dtype, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    outs = []
+    for run in (attention, torch.compile(attention, fullgraph=True, backend="aot_eager")):
+        out = run(hidden)[0]
+        inputs = (hidden, attention.rope.frequencies, attention.c_attn.weight)
+        outs.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    for plain, compiled in zip(*outs, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_is_kept_for_the_backward_pass_that_gpt2_does_not_keep(variant):
+    assert saved_bytes(tiny(variant), 48, False) == saved_bytes(tiny("gpt2"), 48, False)
 
 
 def test_a_master_value_is_what_counts_and_the_gradient_goes_to_the_parameter():
@@ -154,13 +183,13 @@ def test_a_master_value_is_what_counts_and_the_gradient_goes_to_the_parameter():
     exact = rope.frequencies.detach().clone()
     positions = torch.arange(9)
     with torch.no_grad():
-        expected = rope(positions)[0]
-    rope(positions)[0].square().sum().backward()
+        expected = rope(positions).cos()
+    rope(positions).cos().square().sum().backward()
     gradient, rope.frequencies.grad = rope.frequencies.grad, None
     rope.frequencies.data = rope.frequencies.data.bfloat16()
-    assert not torch.equal(rope(positions)[0], expected)
+    assert not torch.equal(rope(positions).cos(), expected)
     rope.set_master("frequencies", exact)
-    cos = rope(positions)[0]
+    cos = rope(positions).cos()
     assert torch.equal(cos, expected)
     cos.square().sum().backward()
     torch.testing.assert_close(rope.frequencies.grad, gradient.bfloat16(), atol=0, rtol=0)

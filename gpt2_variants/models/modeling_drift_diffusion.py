@@ -59,8 +59,10 @@ class DDAttention(VariantAttention):
         """As `VariantAttention.attend`, drifted and, in training, diffused: (B, Sq, H, D)."""
         heads, weights = super().attend(query, key, value, attention_mask, **kwargs)
         if self.drift_param is not None:
-            from_baseline = heads if self.baseline is None else heads - self.baseline
-            heads = heads + self.drift_param.sigmoid() * from_baseline
+            # linear in the heads: they alone are kept for the backward pass, and the attention keeps them anyway
+            gate = self.drift_param.sigmoid()
+            shift = torch.zeros_like(gate) if self.baseline is None else -gate * self.baseline
+            heads = torch.addcmul(shift, heads, 1 + gate)
         if self.diffusion_param is not None and self.training:
             # not randn_like: it follows the strides, and the same seed would give each backend other noise
             noise = torch.randn(heads.shape, dtype=heads.dtype, device=heads.device)

@@ -6,6 +6,7 @@ h <- L + R; concat: h <- W [L; R] + c, where `bottleneck`, a linear map from 2E 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import GPT2Config
 
 from .modeling_base import VariantLMHeadModel, VariantModel
+from .wide_pair import WidePair, can_be_wide
 
 METHODS = ("mean", "add", "concat")
 
@@ -42,15 +44,34 @@ class PairedBlocks(nn.ModuleList):
     def __init__(self, blocks: nn.ModuleList, merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         super().__init__(blocks)
         self._merge = merge
+        self._wide: dict[nn.Module, WidePair] = {}
 
     def __iter__(self) -> Iterator[Callable[..., torch.Tensor]]:
-        blocks = super().__iter__()
-        return (partial(self._run_pair, left, right) for left, right in zip(blocks, blocks, strict=True))
+        return (partial(self._run_pair, left, right) for left, right in self._pairs())
 
     __repr__ = nn.Module.__repr__  # ModuleList's iterates, and would print pairs that hold this list again
 
+    def _pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        blocks = super().__iter__()
+        return zip(blocks, blocks, strict=True)
+
     def _run_pair(self, left: nn.Module, right: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        wide = self._wide.get(left)
+        if wide is not None and hidden.shape[1] == 1 and not wide.observed():
+            return self._merge(*wide(hidden, *args, **kwargs))
         return self._merge(left(hidden, *args, **kwargs), right(hidden, *args, **kwargs))
+
+    @contextmanager
+    def widened(self):
+        """While it lasts, steps of one token run the blocks of a pair as one computation, where they can be.
+
+        For as long the blocks' weights must not change, and lie in memory twice.
+        """
+        self._wide = {left: WidePair(left, right) for left, right in self._pairs() if can_be_wide(left, right)}
+        try:
+            yield
+        finally:
+            self._wide = {}
 
 
 class ParallelGPT2Model(VariantModel):
@@ -77,3 +98,8 @@ class ParallelGPT2LMHeadModel(VariantLMHeadModel):
 
     config_class = ParallelGPT2Config
     transformer_class = ParallelGPT2Model
+
+    def generate(self, *args, **kwargs):
+        """As for every causal LM; each new token takes half of GPT-2's depth, see `PairedBlocks.widened`."""
+        with self.transformer.h.widened():
+            return super().generate(*args, **kwargs)

@@ -89,19 +89,68 @@ class HeadwiseRotation(Float32Parameters, nn.Module):
         else:
             init.copy_(self.frequencies, geometric_frequencies(len(self.frequencies), self.head_dim, self.base))
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of the angles at `positions` (S,): (H, S, D/2) each, float32 or better."""
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """The angles at `positions` (S,) in radians: (H, S, D/2), float32 or better."""
         frequencies = self.exact("frequencies")
         if self.layer_norm is not None:
             frequencies = self.layer_norm(frequencies)
-        angles = positions[:, None] * frequencies[:, None]
-        return angles.cos(), angles.sin()
+        return positions[:, None] * frequencies[:, None]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` (B, H, S, D) with its channel pairs (0, 1), (2, 3), ... rotated; computed in the dtype of `cos` and `sin`."""
-    even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+class Rotation(torch.autograd.Function):
+    """`rotate`, which keeps its outputs for the backward pass in place of its inputs: the attention keeps them anyway.
+
+    A rotated y, with g the gradient that reaches it, gives both gradients: that of x is g turned back by the angles,
+    that of an angle is g_odd y_even - g_even y_odd, since d y_even / d angle = -y_odd and d y_odd / d angle = y_even.
+    """
+
+    @staticmethod
+    def forward(query, key, angles):
+        """As `rotate`."""
+        return turn((query, key), angles)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep the two outputs, and the angles: their cosines are cheaper to compute again."""
+        ctx.save_for_backward(*output, inputs[2])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        """Gradients of query, key and angles."""
+        *rotated, angles = ctx.saved_tensors
+        turned_back = turn(gradients, -angles)
+        if not ctx.needs_input_grad[2]:
+            return *turned_back, None
+        by_angle = 0
+        for g, y in zip(gradients, rotated, strict=True):
+            g = g.to(angles.dtype)
+            by_angle = by_angle + (g[..., 1::2] * y[..., ::2] - g[..., ::2] * y[..., 1::2]).sum(0)
+        return *turned_back, by_angle
+
+
+def turn(tensors: tuple[torch.Tensor, ...], angles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each (B, H, S, D) with its pairs of channels turned by `angles` (H, S, D/2), in whose dtype it is computed."""
+    cos, sin = angles.cos(), angles.sin()
+    if torch.compiler.is_compiling():  # inductor fuses this, and nothing complex
+        pairs = ((x[..., ::2], x[..., 1::2]) for x in tensors)
+        turned = (torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1) for even, odd in pairs)
+    else:  # no copies of every other channel: three times as fast
+        factor = torch.complex(cos, sin)
+        # an unfused attention's gradient of the key lies transposed
+        adjacent = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+        pairs = (torch.view_as_complex(x.to(angles.dtype).unflatten(-1, (-1, 2))) for x in adjacent)
+        turned = (torch.view_as_real(x * factor) for x in pairs)
+    return tuple(y.flatten(-2).type_as(x) for x, y in zip(tensors, turned, strict=True))
+
+
+def rotate(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`query` and `key` (B, H, S, D) with their channel pairs (0, 1), (2, 3), ... rotated by `angles` (H, S, D/2).
+
+    Computed in the dtype of `angles`, returned in that of `query` and `key`.
+    """
+    if torch.is_grad_enabled():
+        return Rotation.apply(query, key, angles)
+    return turn((query, key), angles)  # a decoded token's rotation takes a third of the time without the Function
 
 
 class RotatingHeadAttention(VariantAttention):
@@ -117,8 +166,15 @@ class RotatingHeadAttention(VariantAttention):
 
     def place(self, query, key, first_slot):
         """As `VariantAttention.place`: rotated by their absolute slots."""
-        cos, sin = self.rope(first_slot + torch.arange(query.shape[2], device=query.device))
-        return rotate(query, cos, sin), rotate(key, cos, sin)
+        angles = self.rope(first_slot + torch.arange(query.shape[2], device=query.device))
+        return rotate(query, key, angles)
+
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        """As `VariantAttention.attend`."""
+        if torch.is_grad_enabled():
+            # a view of c_attn's whole output: kept for the backward pass, it would keep the unrotated ones in memory
+            value = value.clone()
+        return super().attend(query, key, value, attention_mask, **kwargs)
 
 
 class RotatingHeadGPT2Model(VariantModel):

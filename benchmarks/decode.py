@@ -1,0 +1,266 @@
+"""Speed of inference, variant by variant: reading a prompt (prefill), and decoding token by token with the cache.
+
+    python benchmarks/decode.py                                  # GPT-2 Medium on a CUDA device, else nano
+    python benchmarks/decode.py --size gpt2 --variants parallel rotating_head --dtype bfloat16
+
+Writes decode.json and decode.md under benchmarks/results/<device>/. Exit codes: 0 measured, 2 faults in what was asked.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import results_page
+from gpt2_variants.registry import GPT2_VOCABULARY, SIZES, VARIANTS
+from gpt2_variants.run import Faults
+from results_page import Column, Table
+
+REFERENCE = "gpt2"
+NANO_VOCABULARY = 4_000  # of the tokenizer that the demo trains
+NUMBERS = {"prompt_length": 128, "new_tokens": 32, "rounds": 7}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, in tokens, sequences and rounds; `output_dir` None: the device's folder."""
+
+    variants: list[str]
+    size: str
+    dtype: torch.dtype
+    batch_sizes: list[int]
+    prompt_length: int
+    new_tokens: int
+    rounds: int
+    output_dir: Path | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and whether pairs of blocks may run as one computation, as `generate()` lets them."""
+
+    name: str
+    model: torch.nn.Module
+    wide: bool = True
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Faults([f"{message} (see --help)"])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    cuda = torch.cuda.is_available()
+    add("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="which (default: all)")
+    add("--size", default="gpt2-medium" if cuda else "nano", help="(default: gpt2-medium on CUDA, else nano)")
+    add("--dtype", default="bfloat16" if cuda else "float32", help="(default: bfloat16 on CUDA, else float32)")
+    add("--batch_sizes", nargs="+", default=["1", "8"], metavar="N", help="sequences at once (default: 1 8)")
+    add("--prompt_length", default=NUMBERS["prompt_length"], help="tokens of each prompt (default: 128)")
+    add("--new_tokens", default=NUMBERS["new_tokens"], help="tokens decoded after it (default: 32)")
+    add("--rounds", default=NUMBERS["rounds"], help="how often a variant and gpt2 are timed in turn (default: 7)")
+    add("--output_dir", type=Path, help="where the results go (default: benchmarks/results/<device>)")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> Plan:
+    """What the command line asks for. Raises `Faults` with every fault at once."""
+    given = make_parser().parse_args(argv)
+    lines = []
+    if unknown := [name for name in given.variants if name not in VARIANTS]:
+        lines.append(f"--variants {' '.join(unknown)}: not known; of {', '.join(VARIANTS)}")
+    if given.size not in SIZES:
+        lines.append(f"--size {given.size}: not known; one of {', '.join(SIZES)}")
+    if given.dtype not in ("bfloat16", "float32"):
+        lines.append(f"--dtype {given.dtype}: bfloat16 or float32 is allowed")
+
+    def whole(option: str, text: str) -> int:
+        number = int(text) if str(text).isascii() and str(text).isdigit() else 0
+        if number < 1:
+            lines.append(f"--{option} {text}: a whole number from 1 is needed")
+        return number
+
+    batch_sizes = [whole("batch_sizes", text) for text in given.batch_sizes]
+    numbers = {option: whole(option, getattr(given, option)) for option in NUMBERS}
+    if given.output_dir is not None and given.output_dir.exists() and not given.output_dir.is_dir():
+        lines.append(f"--output_dir {given.output_dir}: is a file; a folder is needed")
+    if lines:
+        raise Faults(lines)
+    return Plan(
+        variants=list(dict.fromkeys(given.variants)),
+        size=given.size,
+        dtype=getattr(torch, given.dtype),
+        batch_sizes=batch_sizes,
+        output_dir=given.output_dir,
+        **numbers,
+    )
+
+
+def make_model(plan: Plan, variant: str, device: str) -> torch.nn.Module:
+    """The variant with random weights, in eval mode."""
+    vocabulary = NANO_VOCABULARY if plan.size == "nano" else GPT2_VOCABULARY
+    positions = plan.prompt_length + plan.new_tokens
+    record = VARIANTS[variant]
+    config = record.make_config(plan.size, vocabulary, positions, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    return record.model_class._from_config(config).to(device, plan.dtype).eval()
+
+
+@torch.inference_mode()
+def take(case: Case, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float, torch.Tensor]:
+    """Seconds of the prefill of `prompt` (B, P), seconds of the decoding after it, and the new tokens (B, N).
+
+    The prefill gives the first token, each of N steps one more, the most probable. As `generate()` does it, without
+    that method's own work between the steps.
+    """
+    blocks = case.model.transformer.h
+    widened = blocks.widened() if case.wide and hasattr(blocks, "widened") else contextlib.nullcontext()
+    with widened:
+        start = _now()
+        out = case.model(prompt, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)
+        prefilled = _now()
+        tokens = []
+        for _ in range(new_tokens):
+            out = case.model(token, past_key_values=out.past_key_values, use_cache=True)
+            token = out.logits.argmax(-1)
+            tokens.append(token)
+        return prefilled - start, _now() - prefilled, torch.cat(tokens, 1)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(plan: Plan) -> list[dict[str, Any]]:
+    """A row for each batch size and case; gpt2 is timed in turn with each variant, its own row is of all rounds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reference = Case(REFERENCE, make_model(plan, REFERENCE, device))
+    rows, of_reference = [], {batch: ([], []) for batch in plan.batch_sizes}
+    for variant in [name for name in plan.variants if name != REFERENCE] or [REFERENCE]:
+        cases = [reference]
+        if variant != REFERENCE:
+            model = make_model(plan, variant, device)
+            cases.append(Case(variant, model))
+            if hasattr(model.transformer.h, "widened"):
+                cases.append(Case(f"{variant}, blocks one after the other", model, wide=False))
+        for batch in plan.batch_sizes:
+            seconds = _in_turn(plan, cases, batch, device)
+            for own, new in zip(of_reference[batch], seconds[REFERENCE], strict=True):
+                own.extend(new)
+            rows += [_row(plan, case.name, batch, seconds) for case in cases[1:]]
+        for row in rows[-len(plan.batch_sizes) * (len(cases) - 1) :]:
+            _say(row)
+    for batch in plan.batch_sizes:
+        row = _row(plan, REFERENCE, batch, {REFERENCE: of_reference[batch]})
+        rows.append(row)
+        _say(row)
+    order = [REFERENCE, *(row["case"] for row in rows)]
+    return sorted(rows, key=lambda row: (row["batch"], order.index(row["case"])))
+
+
+def _in_turn(plan: Plan, cases: list[Case], batch: int, device: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Case -> seconds of the prefills and of the decodings, one each a round; a first round is warm-up."""
+    prompt = torch.randint(0, NANO_VOCABULARY, (batch, plan.prompt_length), generator=torch.Generator().manual_seed(1))
+    prompt = prompt.to(device)
+    seconds = {case.name: ([], []) for case in cases}
+    for round_ in range(plan.rounds + 1):
+        for case in cases if round_ % 2 else reversed(cases):
+            prefill, decode, _ = take(case, prompt, plan.new_tokens)
+            if round_:
+                seconds[case.name][0].append(prefill)
+                seconds[case.name][1].append(decode)
+    return seconds
+
+
+def _row(plan: Plan, name: str, batch: int, seconds: dict[str, tuple[list[float], list[float]]]) -> dict[str, Any]:
+    prefill, decode = seconds[name]
+    row = {
+        "case": name,
+        "batch": batch,
+        "prefill_tokens_per_second": batch * plan.prompt_length / statistics.median(prefill),
+        "decode_seconds_per_step": statistics.median(decode) / plan.new_tokens,
+        "decode_tokens_per_second": batch * plan.new_tokens / statistics.median(decode),
+        "prefill_seconds": prefill,
+        "decode_seconds": decode,
+    }
+    apart = f"{name}, blocks one after the other"
+    for key, other in (("relative", REFERENCE), ("over_apart", apart)):
+        if other in seconds:
+            for part, own, theirs in zip(("prefill", "decode"), seconds[name], seconds[other], strict=True):
+                row[f"{part}_{key}"] = statistics.median(b / a for a, b in zip(own, theirs, strict=True))
+    return row
+
+
+def _say(row: dict[str, Any]) -> None:
+    print(
+        f"{row['case']}, batch {row['batch']}: prefill {row['prefill_tokens_per_second']:,.0f} tokens/s "
+        f"({row['prefill_relative']:.2f} of gpt2), decoding {1000 * row['decode_seconds_per_step']:.2f} ms a token "
+        f"({row['decode_relative']:.2f} of gpt2)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """The tables of the page."""
+    columns = (
+        Column("case", "variant"),
+        Column("batch", "batch"),
+        Column("prefill_tokens_per_second", "prefill tokens/s", ",.0f"),
+        Column("prefill_relative", "prefill over gpt2's", ".3f"),
+        Column("decode_seconds_per_step", "decoding ms a step", ",.2f", 1000),
+        Column("decode_tokens_per_second", "decoding tokens/s", ",.0f"),
+        Column("decode_relative", "decoding over gpt2's", ".3f"),
+    )
+    legend = (
+        "Medians over the rounds. A step decodes one token of every sequence. Over gpt2's: the speed as a multiple of "
+        "gpt2's in the same round, the median; above 1 is faster."
+    )
+    found = [Table("Variants", columns, rows, legend)]
+    if wide := [row for row in rows if "decode_over_apart" in row]:
+        columns = (Column("case", "variant"), Column("batch", "batch"), Column("decode_over_apart", "speed-up", ".3f"))
+        legend = "Decoding with a pair's blocks as one wider computation, over the same with one after the other."
+        found.append(Table("Wide pairs", columns, wide, legend))
+    return found
+
+
+def notes(plan: Plan) -> list[str]:
+    """How the figures were taken, in words."""
+    return [
+        f"Size {plan.size}, {str(plan.dtype).removeprefix('torch.')}, attention sdpa, not compiled, random weights. "
+        f"Prompts of {plan.prompt_length} tokens, {plan.new_tokens} tokens decoded after them, greedily, with the "
+        f"cache; forward passes as generate() makes them, without its own work between them. {plan.rounds} rounds "
+        "after one of warm-up; in each, gpt2 and the variant take turns."
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write; the exit code."""
+    try:
+        plan = parse(argv)
+    except Faults as err:
+        for line in err.lines:
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    facts = results_page.facts()
+    rows = measure(plan)
+    folder = plan.output_dir or results_page.folder(facts["device"])
+    results_page.write(folder, "decode", "Inference speed", facts, tables(rows), notes(plan))
+    print(folder / "decode.md")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
