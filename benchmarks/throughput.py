@@ -28,7 +28,7 @@ from gpt2_variants.registry import GPT2_VOCABULARY, VARIANTS
 from gpt2_variants.run import Faults, Run, read_ds_config, world_size
 from gpt2_variants.run import parse as parse_run
 from results_page import Column, Table
-from training_case import Case, CaseFailed, Worker, compiles
+from training_case import Case, CaseFailed, Worker
 
 GIB = 1024**3
 NANO_VOCABULARY = 4_000  # of the tokenizer that the demo trains
@@ -91,7 +91,7 @@ class Measured:
             "size": run.size,
             "attn_implementation": "eager" if case.model == "published" else run.attn_implementation,
             "gradient_checkpointing": run.gradient_checkpointing or case.model == "published",
-            "compile": compiles(run) and case.model != "published",
+            "compile": run.compiles and case.model != "published",
             "failure": self.failure,
             **facts,
         }
@@ -448,7 +448,7 @@ def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"Preset {plan.preset}, size {run.size}{f' ({arguments})' if arguments else ''}, vocabulary "
         f"{first.vocabulary:,} and what the variant adds, {first.dtype}, attention {run.attn_implementation}, "
         f"gradient checkpointing {'on' if run.gradient_checkpointing else 'off'}, blocks "
-        f"{'compiled' if compiles(run) else 'not compiled'}, DeepSpeed config {run.ds_config_path().name}. "
+        f"{'compiled' if run.compiles else 'not compiled'}, DeepSpeed config {run.ds_config_path().name}. "
         "Random tokens.",
         f"Each case in a process of its own; {plan.warmup_steps} steps of warm-up, then {plan.rounds} rounds of "
         f"{plan.steps} timed steps: {in_turn}. Relative speeds are the median, the least and the "

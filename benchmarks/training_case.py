@@ -19,7 +19,7 @@ import torch
 
 from gpt2_variants.metrics import flops_per_token, peak_memory_bytes
 from gpt2_variants.run import Run, plan, use_accelerator
-from gpt2_variants.training import init_distributed, make_engine
+from gpt2_variants.training import init_distributed, keep_freed_memory, make_engine
 
 MODELS = ("own", "dense_duo_predict", "stock", "published")
 LOOPS = ("deepspeed", "plain")
@@ -239,16 +239,13 @@ def make_model(case: Case, config, device) -> tuple[torch.nn.Module, bool]:
         # transformers 5.2x renamed it; the older name warns there
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    if compiles(run) and not published:
-        for part in [model] if case.model == "stock" else model.transformer.h.children():
-            part.compile()
+    if run.compiles and not published:
+        if case.model == "stock":
+            model.compile()
+        else:
+            model.compile_parts()
     torch.manual_seed(run.seed)
     return model, halved and published
-
-
-def compiles(run: Run) -> bool:
-    """Whether training would compile the blocks of the model."""
-    return torch.cuda.is_available() if run.compile is None else run.compile
 
 
 def _processes():
@@ -329,6 +326,7 @@ def _serve(pipe, case: Case, caches: Path) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)  # a single rank, whatever the parent is part of
     os.environ.update(TORCHINDUCTOR_CACHE_DIR=f"{caches}/inductor", TRITON_CACHE_DIR=f"{caches}/triton")
+    keep_freed_memory()
     try:
         trainer = Trainer(case)
         answer: Any = trainer.facts

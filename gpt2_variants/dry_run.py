@@ -18,7 +18,8 @@ GIB = 1024**3
 GPUS_PER_NODE = 8
 NUMBERS_OF_GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
 
-BYTES_PER_LOGIT = 12  # of one chunk of the loss at its peak, by torch's MemTracker: three float32 tensors
+BYTES_PER_LOGIT = 8  # of one chunk of the loss at its peak: logits in bf16, probabilities in float32, gradient in bf16
+BYTES_PER_WEIGHT = 8  # of the loss head: its gradient in float32 and a chunk's part in bf16, the padded weight in bf16
 
 
 def describe(run: Run) -> str:
@@ -126,13 +127,15 @@ def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bo
 
     What autograd keeps is counted, on fake tensors, for one sequence of `block_size` tokens through `model`'s class,
     every block of it; a fused attention keeps no attention matrix. With `checkpointing` that is the input of each
-    block, and one block is recomputed at a time. To it comes one chunk of the loss's logits.
+    block, and one block is recomputed at a time. To it comes the loss: one chunk of
+    its logits, and the head's gradient.
     """
     kept = saved_bytes(model, block_size, checkpointing)
     if checkpointing:
         kept += saved_bytes(model, block_size, checkpointing=False) // model.config.n_layer
     rows = micro_batch * model.positions(block_size)
-    return micro_batch * kept + BYTES_PER_LOGIT * min(rows, CHUNK_ROWS["cuda"]) * model.config.vocab_size
+    per_token = BYTES_PER_LOGIT * min(rows, CHUNK_ROWS["cuda"]) + BYTES_PER_WEIGHT * model.config.n_embd
+    return micro_batch * kept + per_token * model.config.vocab_size
 
 
 @functools.cache

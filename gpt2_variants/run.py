@@ -74,6 +74,9 @@ DS_KEYS_INSTEAD = {
 SCHEDULE_KEYS = ("warmup_type", "warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
 
 
+APEX = ("layer_norm", "adam", "all")
+
+
 class Faults(ValueError):
     """What is wrong with what was asked: one clear line each, in `lines`."""
 
@@ -132,6 +135,7 @@ class Run:
     max_steps: int = option(group="how to train", help="optimizer steps; overrides the epochs")
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(group="how to train", help="torch.compile of the blocks (default: on CUDA only)")
+    apex: str = option(group="how to train", help="NVIDIA apex's fused kernels in place of PyTorch's", choices=APEX)
     seed: int = option(42, group="how to train", help="of the initialisation, the data order and dropout")
     eval_steps: int = option(group="what comes out", help="optimizer steps between evaluations")
     save_steps: int = option(group="what comes out", help="optimizer steps between checkpoints")
@@ -158,6 +162,15 @@ class Run:
     def resumes(self) -> bool:
         """Whether the run goes on from a checkpoint, if there is one."""
         return self.resume_from_checkpoint is not None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks and the loss are compiled: as asked for, else on CUDA."""
+        if self.compile is None:
+            import torch
+
+            return torch.cuda.is_available()
+        return self.compile
 
     def ds_config_path(self) -> Path:
         """The DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
@@ -365,9 +378,28 @@ def _installation_faults(run: Run) -> list[str]:
                 f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; "
                 "install it, or use sdpa"
             )
-    if run.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        lines.append("--compile: torch.compile needs a C++ compiler; install g++, or leave --compile out")
+    if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        lines.append(
+            "--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"
+        )
+    if run.apex and (fault := _apex_fault()):
+        lines.append(f"--apex {run.apex}: {fault}")
     return lines
+
+
+def _apex_fault() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs a CUDA device; leave --apex out"
+    # the package of that name on PyPI is another; NVIDIA's has these compiled modules beside it
+    if any(find_spec(name) is None for name in ("apex", "amp_C", "fused_layer_norm_cuda")):
+        return (
+            "NVIDIA's apex with its CUDA extensions is not installed, and PyPI does not have it; build it (git clone "
+            "https://github.com/NVIDIA/apex && cd apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v "
+            "--no-build-isolation .), or leave --apex out"
+        )
+    return None
 
 
 def _number_faults(run: Run) -> list[str]:

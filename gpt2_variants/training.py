@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import functools
@@ -15,12 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -72,6 +75,7 @@ def train(run: Run) -> Trained:
     total_steps, ds_config = plan(run, len(data.train))
     stopper = Stopper()
     init_distributed()
+    keep_freed_memory()
     if blind := nodes.nodes_without(Path(run.output_dir)):
         raise Faults(
             [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
@@ -149,6 +153,20 @@ def init_distributed() -> None:
     if not dist.is_initialized():
         deepspeed.init_distributed()
         atexit.register(dist.destroy_process_group)
+
+
+def keep_freed_memory() -> None:
+    """On a CPU with glibc: keep what is freed for the next allocation, instead of giving it back to the kernel.
+
+    The kernel clears each page that it hands out again; of the half-gigabyte buffers of a step that took longer than
+    filling them (benchmarks/NOTES.md). Elsewhere nothing happens.
+    """
+    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
@@ -463,8 +481,10 @@ class _Loop:
         self.engine.train()
         self.clock.start()
         window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
+        first_step = self.step + 1
         with progress:
             while self.step < self.total_steps:
+                began = time.perf_counter()
                 rate = self.engine.optimizer.param_groups[0]["lr"]
                 loss = self._optimizer_step(micro_batches)
                 self.step += 1
@@ -477,6 +497,8 @@ class _Loop:
                 }
                 if any(due.values()):
                     self._check_finite()
+                if self.step == first_step:
+                    self._report_first_step(loss, began, progress)
                 if due["log"]:
                     loss = self._mean_loss(loss)  # waits for the device
                     tokens, now = self._tokens(self.step), self.clock.elapsed
@@ -501,6 +523,19 @@ class _Loop:
                     return stop
         self.clock.stop()
         return 0
+
+    def _report_first_step(self, loss: torch.Tensor, began: float, progress: "_Progress") -> None:
+        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
+        loss.item()
+        took, since_start = time.perf_counter() - began, time.time() - psutil.Process().create_time()
+        progress.note(
+            f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
+            + (", compiling" if self.options.compiles else "")
+        )
+        if self.rank == 0:
+            *earlier, start = self.record.facts["starts"]
+            start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
+            self.record.update(starts=[*earlier, start])
 
     def _optimizer_step(self, micro_batches) -> torch.Tensor:
         """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
@@ -666,20 +701,49 @@ def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None
         # transformers 5.2x renamed it; the older name warns there
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
+    if run.apex in ("layer_norm", "all"):
+        use_apex_layer_norm(model)
     given, schedule = _take_over_schedule(ds_config)
+    optimizer = None
+    if run.apex in ("adam", "all"):
+        optimizer, given = apex_adam(given), {k: v for k, v in given.items() if k != "optimizer"}
     if universal:
         given = {**given, "checkpoint": {**given.get("checkpoint", {}), "load_universal": True}}
     # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
     unrounded = _float32_parameters(model) if warm is None else dict(model.named_parameters())
     unrounded = {name: p.detach().clone() for name, p in unrounded.items()}
     engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=_parameter_groups(model, ds_config), config=given, lr_scheduler=schedule
+        model=model,
+        model_parameters=_parameter_groups(model, ds_config),
+        optimizer=optimizer,
+        config=given,
+        lr_scheduler=schedule,
     )
-    if run.compile or (run.compile is None and torch.cuda.is_available()):
-        for block in engine.module.transformer.h.children():
-            block.compile()
+    if run.compiles:
+        engine.module.compile_parts()
     _seed(run.seed + engine.global_rank)  # dropout differs between ranks
     return engine, _Float32Masters(engine, unrounded)
+
+
+def use_apex_layer_norm(model: nn.Module) -> None:
+    """Put NVIDIA apex's `FusedLayerNorm` in the place of each `LayerNorm`, with the same parameters."""
+    from apex.normalization import FusedLayerNorm
+
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if type(norm) is nn.LayerNorm:
+                fused = FusedLayerNorm(norm.normalized_shape, eps=norm.eps)
+                fused.weight, fused.bias = norm.weight, norm.bias
+                setattr(module, name, fused)
+
+
+def apex_adam(ds_config: dict) -> Callable:
+    """NVIDIA apex's `FusedAdam` with the settings of the JSON's AdamW, as DeepSpeed takes an optimizer: of groups."""
+    from apex.optimizers import FusedAdam
+
+    params = ds_config["optimizer"]["params"]
+    settings = {k: v for k, v in params.items() if k in ("lr", "betas", "eps", "weight_decay")}
+    return lambda groups: FusedAdam(groups, adam_w_mode=True, **settings)
 
 
 def _float32_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -278,3 +278,38 @@ def test_import_needs_neither_deepspeed_nor_wandb():
     code = "import gpt2_variants, sys; print(sorted({'deepspeed', 'wandb'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_compiled_blocks_have_no_graph_breaks_and_give_the_same_gradients(variant, monkeypatch):
+    """By `aot_eager`, which traces as inductor does and needs no compiler: blocks and loss, as training does it."""
+    compile_function, graphs = torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compile_function(f, **options, backend=backend, fullgraph=True)
+    )
+    torch._dynamo.reset()
+    model, ids = tiny(variant, n_layer=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train(), random_ids(2, 24)
+
+    def loss_and_gradients():
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = model(ids, labels=ids, skip_logits=True).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    wanted, gradients = loss_and_gradients()
+    model.compile_parts()
+    loss, compiled = loss_and_gradients()
+    noisy = getattr(model.config, "apply_diffusion", False)  # a compiled graph draws other noise
+    torch.testing.assert_close(loss, wanted, atol=0.05 if noisy else 1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        assert compiled[name].isfinite().all()
+        if not noisy:
+            torch.testing.assert_close(compiled[name], gradient, atol=1e-5, rtol=1e-4)
+    first_layer_differs = variant == "duo_predict"  # its leak-free pattern
+    assert len(graphs) <= 2 + first_layer_differs
+    assert list(model.state_dict()) == list(tiny(variant, n_layer=4).state_dict())

@@ -277,3 +277,20 @@ def test_help_names_every_option():
     assert out.returncode == 0
     for f in dataclasses.fields(run.Run):
         assert f"--{f.name}" in out.stdout
+
+
+def test_apex_is_refused_with_the_way_to_build_it(ask, monkeypatch):
+    (line,) = faults(ask, "--apex", "adam")
+    assert line == "--apex adam: needs a CUDA device; leave --apex out"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    (line,) = run._installation_faults(run.Run(variant="gpt2", apex="all", report_to="none", compile=False))
+    assert "git clone https://github.com/NVIDIA/apex" in line
+    (line,) = faults(ask, "--apex", "layernorm")
+    assert line == "--apex layernorm: not known; one of layer_norm, adam, all"
+
+
+def test_a_compiler_is_needed_where_blocks_are_compiled(ask, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (line,) = faults(ask, "--compile")
+    assert "install g++, or give --no-compile" in line
+    assert ask().compiles is False  # on a CPU, unless asked for

@@ -202,11 +202,12 @@ def test_activations_by_hand():
     assert kept[3, False] - kept[2, False] == block * tokens
     assert kept[3, True] - kept[2, True] == 2 * width * tokens  # its input alone
     model = tiny("gpt2", **fields)
-    logits = 12 * 5 * tokens * 67  # less than a chunk of 4096 positions
+    head = 8 * width * 67  # its gradient in float32, a chunk's part of it and the weight, padded, in bf16
+    logits = 8 * 5 * tokens * 67 + head  # less than a chunk of 4096 positions
     assert dry_run.activation_bytes(model, 5, tokens, checkpointing=False) == 5 * kept[2, False] + logits
     recomputed = kept[2, True] + kept[2, False] // 2
     assert dry_run.activation_bytes(model, 5, tokens, checkpointing=True) == 5 * recomputed + logits
-    assert dry_run.activation_bytes(model, 200, tokens, False) == 200 * kept[2, False] + 12 * 4096 * 67
+    assert dry_run.activation_bytes(model, 200, tokens, False) == 200 * kept[2, False] + 8 * 4096 * 67 + head
 
 
 def test_duo_predict_computes_twice_the_positions_and_the_diffusion_keeps_its_noise():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -679,3 +680,53 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tiny_run, tmp_pa
     train(tiny_run, tmp_path / "run", "--max_steps", "20", "--resume_from_checkpoint", "auto")
     assert "step-00000005" in capfd.readouterr().err
     assert not list((tmp_path / "run/checkpoints").glob(".tmp*"))
+
+
+def test_the_time_to_the_first_step_is_reported(tiny_run, tmp_path, capfd):
+    folder = train(tiny_run, tmp_path / "run", "--max_steps", "2", variant="gpt2")
+    (start,) = record(folder)["starts"]
+    assert 0 < start["first_step_seconds"] < start["seconds_to_first_step"]
+    assert re.search(r"first step after [\d.]+ s, of which it took [\d.]+ s\n", capfd.readouterr().err)
+
+
+APEX = """
+import torch
+
+class FusedLayerNorm(torch.nn.Module):
+    made = 0
+    def __init__(self, normalized_shape, eps):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(normalized_shape))
+        self.bias = torch.nn.Parameter(torch.empty(normalized_shape))
+        self.shape, self.eps = normalized_shape, eps
+        FusedLayerNorm.made += 1
+    def forward(self, x):
+        return torch.nn.functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+class FusedAdam(torch.optim.AdamW):
+    made = 0
+    def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode):
+        assert adam_w_mode
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        FusedAdam.made += 1
+"""
+
+
+def test_apex_takes_the_places_it_is_asked_for(tiny_run, ds_json, tmp_path, monkeypatch):
+    """With a stand-in of apex's interface, in PyTorch: the same run, by other classes. Its kernels need a GPU."""
+    apex = types.ModuleType("apex")
+    exec(APEX, vars(apex))
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.normalization", apex)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", apex)
+    monkeypatch.setattr("gpt2_variants.run._apex_fault", lambda: None)
+    # DeepSpeed knows apex's own class
+    options = (*tiny_run, "--max_steps", "3", "--deepspeed_config", ds_json(zero_allow_untested_optimizer=True))
+    losses = {}
+    for name in (None, "layer_norm", "adam", "all"):
+        folder = train(options, tmp_path / str(name), *(("--apex", name) if name else ()), variant="rotating_head_norm")
+        losses[name] = [r["loss"] for r in metrics(folder) if "loss" in r]
+    assert losses[None] == losses["layer_norm"] == losses["adam"] == losses["all"]
+    assert apex.FusedLayerNorm.made == 2 * (2 * 2 + 1)  # two of a block, and the last; not that of the frequencies
+    assert apex.FusedAdam.made == 2
+    assert weights(tmp_path / "all").keys() == weights(tmp_path / "None").keys()

@@ -162,6 +162,15 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         """How many positions the blocks compute for a sequence of `num_tokens` training tokens."""
         return num_tokens
 
+    def compile_parts(self) -> None:
+        """`torch.compile` each block, which is one compilation for all alike, and the elementwise part of the loss.
+
+        Names of parameters and results stay as they are, but for rounding.
+        """
+        for block in self.transformer.h.children():
+            block.compile()
+        self.lm_head.compile_loss()
+
     def prediction_streams(
         self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -207,9 +216,10 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
                 input_ids, labels, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
             )
             if not return_token_scores:
-                total = sum(self.lm_head(hidden, targets, summed=True) for hidden, targets in streams.values())
+                hidden, targets = (torch.cat(parts, dim=1) for parts in zip(*streams.values(), strict=True))
+                total = self.lm_head(hidden, targets, summed=True)
                 if num_items_in_batch is None:
-                    num_items_in_batch = sum((targets != IGNORE_INDEX).sum() for _, targets in streams.values())
+                    num_items_in_batch = (targets != IGNORE_INDEX).sum()
                 return VariantOutput(loss=total / num_items_in_batch)
             scores = {
                 stream: self.lm_head(hidden, targets, with_correct=True)
