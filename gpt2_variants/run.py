@@ -134,7 +134,9 @@ class Run:
     num_train_epochs: float = option(group="how to train", help="passes over the training data")
     max_steps: int = option(group="how to train", help="optimizer steps; overrides the epochs")
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
-    compile: bool = option(group="how to train", help="torch.compile of the blocks (default: on CUDA only)")
+    compile: bool = option(
+        group="how to train", help="torch.compile of the blocks and the loss (default: on CUDA, but for ZeRO 3)"
+    )
     apex: str = option(group="how to train", help="NVIDIA apex's fused kernels in place of PyTorch's", choices=APEX)
     seed: int = option(42, group="how to train", help="of the initialisation, the data order and dropout")
     eval_steps: int = option(group="what comes out", help="optimizer steps between evaluations")
@@ -165,12 +167,21 @@ class Run:
 
     @property
     def compiles(self) -> bool:
-        """Whether the blocks and the loss are compiled: as asked for, else on CUDA."""
+        """Whether the blocks and the loss are compiled: as asked for, else on CUDA, but for ZeRO stage 3.
+
+        There DeepSpeed's hooks around each module are compiled too, anew for each of them.
+        """
         if self.compile is None:
             import torch
 
-            return torch.cuda.is_available()
+            return torch.cuda.is_available() and self.zero_stage < 3
         return self.compile
+
+    @property
+    def zero_stage(self) -> int:
+        """Of the DeepSpeed JSON. Raises `Faults` where it cannot be read."""
+        section = read_ds_config(self.ds_config_path()).get("zero_optimization")
+        return section.get("stage", 0) if isinstance(section, dict) else 0
 
     def ds_config_path(self) -> Path:
         """The DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
@@ -359,8 +370,21 @@ def faults(run: Run) -> list[str]:
             resolve_ds_config(run, world_size(), total_steps=1)
     except Faults as err:
         lines += err.lines
+    else:
+        if run.compile and run.zero_stage == 3:
+            lines.append(
+                "--compile: not with ZeRO stage 3, whose hooks around each module would be compiled anew for each; "
+                "leave it out, or give zero1.json or zero2.json"
+            )
+        lines += _compiler_faults(run)
     lines += _place_faults(run)
     return lines + _installation_faults(run)
+
+
+def _compiler_faults(run: Run) -> list[str]:
+    if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return ["--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"]
+    return []
 
 
 def _installation_faults(run: Run) -> list[str]:
@@ -378,10 +402,6 @@ def _installation_faults(run: Run) -> list[str]:
                 f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; "
                 "install it, or use sdpa"
             )
-    if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        lines.append(
-            "--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"
-        )
     if run.apex and (fault := _apex_fault()):
         lines.append(f"--apex {run.apex}: {fault}")
     return lines

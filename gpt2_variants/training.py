@@ -720,6 +720,10 @@ def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None
         lr_scheduler=schedule,
     )
     if run.compiles:
+        # in training and evaluation, of full and short batches: more kinds than dynamo's 8, beyond which it would go on
+        # without compiling
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         engine.module.compile_parts()
     _seed(run.seed + engine.global_rank)  # dropout differs between ranks
     return engine, _Float32Masters(engine, unrounded)

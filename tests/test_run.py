@@ -294,3 +294,12 @@ def test_a_compiler_is_needed_where_blocks_are_compiled(ask, monkeypatch):
     (line,) = faults(ask, "--compile")
     assert "install g++, or give --no-compile" in line
     assert ask().compiles is False  # on a CPU, unless asked for
+
+
+def test_compiling_is_refused_at_zero_stage_3_and_not_the_default_there(ask, monkeypatch):
+    (line,) = faults(ask, "--compile", "--deepspeed_config", "zero3.json")
+    assert line.startswith("--compile: not with ZeRO stage 3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert run.Run(variant="gpt2").compiles
+    assert run.Run(variant="gpt2", deepspeed_config="zero2.json").compiles
+    assert not run.Run(variant="gpt2", deepspeed_config="zero3.json").compiles

@@ -730,3 +730,19 @@ def test_apex_takes_the_places_it_is_asked_for(tiny_run, ds_json, tmp_path, monk
     assert apex.FusedLayerNorm.made == 2 * (2 * 2 + 1)  # two of a block, and the last; not that of the frequencies
     assert apex.FusedAdam.made == 2
     assert weights(tmp_path / "all").keys() == weights(tmp_path / "None").keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("variant", ["gpt2", "drift", "parallel_concat", "duo_predict", "rotating_head_norm"])
+def test_a_compiled_run_gives_the_same_curve(variant, stage, tiny_run, ds_json, tmp_path):
+    """Evaluations and a short last batch among its steps. `diffusion` draws other noise when it is compiled."""
+    config = ds_json(**FLOAT32, zero_optimization=zero(stage))
+    options = [*tiny_run, *NO_DROPOUT, "--deepspeed_config", config, "--num_train_epochs", "1", "--max_steps", "60"]
+    eager = metrics(train(options, tmp_path / "eager", variant=variant))
+    torch._dynamo.reset()
+    compiled = metrics(train(options, tmp_path / "compiled", "--compile", variant=variant))
+    for name in ("loss", "eval_loss"):
+        one, other = ([r[name] for r in records if name in r] for records in (eager, compiled))
+        np.testing.assert_allclose(one, other, atol=2e-5, rtol=0)
