@@ -251,7 +251,7 @@ def compiles(run: Run) -> bool:
     return torch.cuda.is_available() if run.compile is None else run.compile
 
 
-def _processes():
+def processes():
     """How processes are made: afresh; on a CPU, to save seconds each, from one that has imported the libraries only."""
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
@@ -272,7 +272,7 @@ class Worker:
     """
 
     def __init__(self, case: Case, caches: Path):
-        context = _processes()
+        context = processes()
         self._pipe, other_end = context.Pipe()
         caches.mkdir(exist_ok=True)
         self._log = caches / "log"
