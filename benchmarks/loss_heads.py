@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.managers import BaseManager
+from multiprocessing.managers import BaseManager, RemoteError
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,11 @@ def missing(alternative: str) -> str | None:
 
 
 def make_loss(alternative: str, weight: nn.Parameter) -> Loss:
-    """The alternative as a function: `hidden` (N, E), targets (N,) -> their summed cross-entropy under `weight` (V, E)."""
+    """The alternative as a function: `hidden` (N, E) and targets (N,) to the summed loss under `weight` (V, E).
+
+    Raises:
+        ValueError: there is no such alternative.
+    """
     if alternative in (OURS, COMPILED):
         with torch.device("meta"):
             head = LMHead(weight.shape[1], weight.shape[0], bias=False)
@@ -69,6 +73,8 @@ def make_loss(alternative: str, weight: nn.Parameter) -> Loss:
 
         loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
         return lambda hidden, targets: loss(weight, hidden, targets)
+    if alternative != PLAIN:
+        raise ValueError(f"there is no loss head {alternative!r}")
     return lambda hidden, targets: F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
 
 
@@ -85,7 +91,7 @@ def inputs(shape: Shape, dtype: torch.dtype) -> tuple[nn.Parameter, nn.Parameter
 
 
 def checked_rows(shape: Shape) -> int:
-    """How many of the rows, from the first, errors are measured on: a whole chunk of ours, and one as long as the last."""
+    """How many of the rows, from the first, errors are measured on: a chunk of ours, and one like the last."""
     size = chunk_rows(device_type())
     return min(shape.rows, size + (shape.rows % size or size))
 
@@ -234,9 +240,14 @@ class _noted:
     def __exit__(self, kind, error, trace) -> bool:
         if not isinstance(error, Exception):
             return False
-        reason = (str(error).strip().splitlines() or [""])[0]
-        died = isinstance(error, (EOFError, ConnectionError))
-        self.row["not_measured"] = "its process was killed: out of memory?" if died else f"{kind.__name__}: {reason}"
+        lines = [line for line in str(error).splitlines() if line.strip("- ")] or [""]
+        if isinstance(error, (EOFError, ConnectionError)):
+            reason = "its process was killed: out of memory?"
+        elif isinstance(error, RemoteError):  # the trial could not be made: holds a traceback
+            reason = lines[-1]
+        else:
+            reason = f"{kind.__name__}: {lines[0]}"
+        self.row["not_measured"] = reason
         self.row["failed"] = True
         return True
 
