@@ -248,7 +248,7 @@ def make_model(case: Case, config, device) -> tuple[torch.nn.Module, bool]:
     return model, halved and published
 
 
-def _processes():
+def processes():
     """How processes are made: afresh; on a CPU, to save seconds each, from one that has imported the libraries only."""
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
@@ -269,7 +269,7 @@ class Worker:
     """
 
     def __init__(self, case: Case, caches: Path):
-        context = _processes()
+        context = processes()
         self._pipe, other_end = context.Pipe()
         caches.mkdir(exist_ok=True)
         self._log = caches / "log"

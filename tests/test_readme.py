@@ -11,6 +11,7 @@ from gpt2_variants.run import make_parser
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+BENCHMARK = r"python benchmarks/(throughput|kernel_speed|decode|data)\.py"
 COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
@@ -21,7 +22,7 @@ def of(kind: str) -> list[str]:
 def test_every_command_is_of_a_kind_that_is_tested_here():
     known = of("make ") + of(".*train_ds.py") + of("python -m gpt2_variants") + of("source .venv/bin/activate")
     known += of("pip install ") + of("python benchmarks/lm_eval/write_tasks.py") + of("lm_eval ")
-    known += of("python benchmarks/throughput.py")
+    known += of(BENCHMARK)
     assert sorted(known) == sorted(COMMANDS)
 
 
@@ -42,11 +43,12 @@ def test_small_commands_parse(command):
     assert __main__.make_parser().parse_args(shlex.split(command)[3:]).command in __main__.COMMANDS
 
 
-@pytest.mark.parametrize("command", of("python benchmarks/throughput.py"))
+@pytest.mark.parametrize("command", of(BENCHMARK))
 def test_benchmark_commands_parse(command, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    parsed = script("benchmarks/throughput.py").make_parser().parse_args(shlex.split(command)[2:])
-    assert set(parsed.variants) == set(VARIANTS)
+    _, path, *arguments = shlex.split(command)
+    parsed = script(path).make_parser().parse_args(arguments)
+    assert set(getattr(parsed, "variants", VARIANTS)) == set(VARIANTS)
 
 
 @pytest.mark.parametrize("command", of("pip install "))

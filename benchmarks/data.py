@@ -1,0 +1,272 @@
+"""What the data cost: the share of a training step that reading batches takes, and how fast text is tokenised.
+
+    python benchmarks/data.py                                   # with a tokenizer trained on the text itself
+    python benchmarks/data.py --tokenizer path/to/gpt2          # with that one
+
+Writes data.json and data.md under benchmarks/results/<device>/. The text is Python's own documentation, over and over.
+Exit codes: 0 measured, 2 faults in what was asked.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import command_line
+import results_page
+from gpt2_variants.data import Data, GlobalBatchSampler, _quiet, _tokenise, check_source, data_loader, load
+from results_page import Column, Table
+
+MB = 10**6
+GOAL_STEP_SECONDS, GOAL_TOKENS = 0.273, 65_536  # a step of the recipe on an H100 at 240,000 tokens/s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, and where the results go (None: the device's folder)."""
+
+    tokenizer: str
+    megabytes: int
+    block_size: int
+    batch_size: int
+    batches: int
+    processes: int
+    rounds: int
+    output_dir: Path | None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    parser = command_line.Parser(__doc__)
+    add = parser.add_argument
+    add("--tokenizer", default="builtin", help="as for train_ds.py (default: builtin, 4,000 entries)")
+    add("--megabytes", default="20", help="of text, at least (default: 20)")
+    add("--block_size", default="1024", help="tokens per sequence (default: 1024)")
+    add("--batch_size", default="64", help="sequences of a batch (default: 64)")
+    add("--batches", default="100", help="that are read in a round (default: 100)")
+    add("--processes", default=str(_cores()), help="to tokenise with, at most; from 1 by powers of 2 (default: cores)")
+    add("--rounds", default="3", help="how often the numbers of processes take turns (default: 3)")
+    add("--output_dir", type=Path, help="where the results go (default: benchmarks/results/<device>)")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> Plan:
+    """What the command line asks for. Raises `Faults` with every fault at once."""
+    given = make_parser().parse_args(argv)
+    checks = command_line.Checks()
+    checks.lines += check_source("builtin", given.tokenizer)
+    numbers = ("megabytes", "batch_size", "batches", "processes", "rounds")
+    plan = Plan(
+        tokenizer=given.tokenizer,
+        block_size=checks.whole("block_size", given.block_size, least=2),
+        output_dir=checks.folder("output_dir", given.output_dir),
+        **{option: checks.whole(option, getattr(given, option)) for option in numbers},
+    )
+    checks.done()
+    return plan
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_text(megabytes: int, path: Path) -> int:
+    """Write the built-in corpus to `path` until it has `megabytes`; how many bytes that became."""
+    from pydoc_data.topics import topics
+
+    once = "".join(f"{text}\n" for _, text in sorted(topics.items()))
+    times = -(-megabytes * MB // len(once.encode()))
+    return path.write_bytes(once.encode() * times)
+
+
+def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[str, Any]], Data]:
+    """A row for each number of processes, which take turns; and what `load` made of the text."""
+    from datasets import Dataset
+
+    counts = sorted({*itertools.takewhile(lambda n: n < plan.processes, (2**i for i in range(16))), plan.processes})
+    seconds: dict[int, dict[str, list[float]]] = {count: {"load": [], "tokenise": []} for count in counts}
+    with _quiet():
+        rows = Dataset.from_text(str(text), cache_dir=str(folder / "rows"), keep_linebreaks=True)
+    data = None
+    for number in range(plan.rounds):
+        for count in counts if number % 2 else reversed(counts):
+            cache = folder / f"cache-{number}-{count}"  # new each time, so that nothing is read from it
+            start = time.perf_counter()
+            data = load(str(text), plan.tokenizer, plan.block_size, cache_dir=cache, num_proc=count)
+            seconds[count]["load"].append(time.perf_counter() - start)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch, _quiet():
+                start = time.perf_counter()
+                _tokenise(rows, data.tokenizer, Path(scratch), count)
+                seconds[count]["tokenise"].append(time.perf_counter() - start)
+            load_seconds, alone = (taken[-1] for taken in seconds[count].values())
+            _say(f"{count} processes: load {load_seconds:.1f} s, tokenising alone {alone:.1f} s")
+    return [_tokenising_row(count, seconds, text.stat().st_size) for count in counts], data
+
+
+def _tokenising_row(count: int, seconds: dict[int, dict[str, list[float]]], size: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"processes": count}
+    for part, own in seconds[count].items():
+        ratios = [one / mine for one, mine in zip(seconds[1][part], own, strict=True)]
+        row |= {
+            f"{part}_megabytes_per_second": size / MB / statistics.median(own),
+            f"{part}_scaling": statistics.median(ratios),
+            f"{part}_scaling_min": min(ratios),
+            f"{part}_scaling_max": max(ratios),
+            f"{part}_seconds": own,
+        }
+    return row
+
+
+def measure_loader(plan: Plan, data: Data) -> dict[str, Any]:
+    """Seconds a batch of the loader, in this process and in the order of training, after one batch of warm-up."""
+    sampler = GlobalBatchSampler(
+        num_blocks=len(data.train),
+        batch_size=plan.batch_size,
+        micro_batch_size=plan.batch_size,
+        rank=0,
+        world_size=1,
+        seed=0,
+        num_steps=plan.batches + 1,
+    )
+    seconds = []
+    batches = iter(data_loader(data.train, sampler, pin_memory=torch.cuda.is_available()))
+    next(batches)
+    for _ in range(plan.batches):
+        start = time.perf_counter()
+        batch = next(batches)
+        seconds.append(time.perf_counter() - start)
+    tokens = batch["input_ids"].numel()
+    return {
+        "batch": f"{plan.batch_size} x {plan.block_size}",
+        "blocks": len(data.train),
+        "tokens": tokens,
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "tokens_per_second": tokens / statistics.median(seconds),
+    }
+
+
+def shares(loader: dict[str, Any], throughput: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What part of a step the loader would take, for the goal's step and for gpt2's of `throughput.json`.
+
+    The loader's time is taken by the token: a step may have another number of them.
+    """
+    steps = [("the goal on an H100: 240,000 tokens/s", GOAL_TOKENS, GOAL_STEP_SECONDS)]
+    for row in (throughput or {"tables": {"Variants": []}})["tables"]["Variants"]:
+        if row["case"] == "gpt2":
+            what = f"gpt2 of size {row['size']} on this device, by throughput.json"
+            steps.append((what, row["tokens_per_step"], row["seconds_per_step"]))
+    return [
+        {
+            "step": what,
+            "tokens_per_step": tokens,
+            "step_seconds": seconds,
+            "loader_seconds": tokens / loader["tokens_per_second"],
+            "share": tokens / loader["tokens_per_second"] / seconds,
+        }
+        for what, tokens, seconds in steps
+    ]
+
+
+def tables(
+    loader: dict[str, Any], parts: Sequence[dict[str, Any]], tokenising: Sequence[dict[str, Any]]
+) -> list[Table]:
+    """The tables of the page."""
+    return [
+        Table(
+            "Data loader",
+            (
+                Column("batch", "batch"),
+                Column("blocks", "blocks on disk", ",.0f"),
+                Column("seconds", "ms a batch", ".3f", 1000),
+                Column("seconds_min", "least", ".3f", 1000),
+                Column("seconds_max", "most", ".3f", 1000),
+                Column("tokens_per_second", "tokens/s", ",.0f"),
+            ),
+            [loader],
+            "From blocks on disk, which the page cache holds, to int64 tensors; the median over the batches. In the "
+            "training process itself, between the steps, as training reads them.",
+        ),
+        Table(
+            "Share of a step",
+            (
+                Column("step", "step"),
+                Column("tokens_per_step", "tokens", ",.0f"),
+                Column("step_seconds", "ms a step", ",.1f", 1000),
+                Column("loader_seconds", "ms of the loader", ".3f", 1000),
+                Column("share", "share %", ".3f", 100),
+            ),
+            parts,
+            "The loader's time for the step's tokens, measured on this machine's CPU, over the step's. A GPU's host "
+            "may be faster or slower than this one.",
+        ),
+        Table(
+            "Tokenising",
+            (
+                Column("processes", "processes"),
+                Column("tokenise_megabytes_per_second", "tokenising MB/s", ",.2f"),
+                Column("tokenise_scaling", "over one process", ".2f"),
+                Column("tokenise_scaling_min", "least", ".2f"),
+                Column("tokenise_scaling_max", "most", ".2f"),
+                Column("load_megabytes_per_second", "all of load() MB/s", ",.2f"),
+                Column("load_scaling", "over one process", ".2f"),
+                Column("load_scaling_min", "least", ".2f"),
+                Column("load_scaling_max", "most", ".2f"),
+            ),
+            tokenising,
+            "MB: 10^6 bytes of text. load() also reads the text, trains a built-in tokenizer, cuts blocks and takes "
+            "their fingerprint, in one process. Medians over the rounds; over one process: of the same round.",
+        ),
+    ]
+
+
+def notes(plan: Plan, size: int, data: Data) -> list[str]:
+    """How the figures were taken, in words."""
+    name = plan.tokenizer if plan.tokenizer == "builtin" else Path(plan.tokenizer).name
+    return [
+        f"{size / MB:.1f} MB of text: Python's own documentation, over and over, so that the tokenizer meets few new "
+        f"words. Tokenizer {name}, {data.vocab_size:,} entries; blocks of {plan.block_size}. {plan.rounds} rounds, "
+        "each into a new cache folder; the numbers of processes take turns."
+    ]
+
+
+def carry_out(plan: Plan) -> int:
+    """Measure and write; the exit code."""
+    facts = results_page.facts()
+    with tempfile.TemporaryDirectory(prefix="data-") as name:
+        text = Path(name, "text.txt")
+        size = write_text(plan.megabytes, text)
+        tokenising, data = measure_tokenising(plan, text, Path(name))
+        loader = measure_loader(plan, data)
+    _say(f"loader: {1000 * loader['seconds']:.3f} ms a batch of {loader['batch']}")
+    folder = plan.output_dir or results_page.folder(facts["device"])
+    measured = results_page.folder(facts["device"]) / "throughput.json"
+    throughput = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
+    page = tables(loader, shares(loader, throughput), tokenising)
+    results_page.write(folder, "data", "Reading and tokenising data", facts, page, notes(plan, size, data))
+    print(folder / "data.md")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write; the exit code."""
+    return command_line.carry_out(parse, argv, carry_out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
