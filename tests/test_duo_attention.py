@@ -215,3 +215,15 @@ def test_wrong_lengths_are_refused():
         duo_attention(q, k, v, 3, True)
     with pytest.raises(ValueError, match="1 tokens and a length of 1"):
         duo_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], 1, True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_rounds_nothing_inside(way):
+    tensors = inputs(70, dtype=torch.float32)
+    wanted = WAYS[way](*tensors, 70, True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = WAYS[way](*tensors, 70, True)
+        grads = torch.autograd.grad(out.sum(), tensors)
+    torch.testing.assert_close(out, wanted, atol=1e-6, rtol=0)
+    for got, expected in zip(grads, torch.autograd.grad(wanted.sum(), tensors), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

@@ -12,6 +12,9 @@ Two ways, equal but for rounding:
 Shape legend: B batch, S tokens, H heads, D head size, C queries in a block, K keys.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -131,7 +134,19 @@ def _merge_heads(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [x.flatten(0, 1).contiguous() for x in tensors]
 
 
+def _in_own_dtype(operator: Callable) -> Callable:
+    """`operator`, whose first argument is a tensor, with autocast off: it would round the scores."""
+
+    @functools.wraps(operator)
+    def run(*args):
+        with torch.autocast(args[0].device.type, enabled=False):
+            return operator(*args)
+
+    return run
+
+
 @torch.library.custom_op("gpt2_variants::duo_attention", mutates_args=())
+@_in_own_dtype
 def _blockwise(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -160,6 +175,7 @@ def _(query, key, value, seed, num_tokens, neighbour, dropout, scale):
 
 
 @torch.library.custom_op("gpt2_variants::duo_attention_backward", mutates_args=())
+@_in_own_dtype
 def _blockwise_backward(
     grad: torch.Tensor,
     query: torch.Tensor,
