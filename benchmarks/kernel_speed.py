@@ -1,13 +1,11 @@
 """The loss head and duo-predict's attention alone, each against what else computes the same.
 
-    python benchmarks/kernel_speed.py                                        # some minutes on 2 CPU cores
-    python benchmarks/kernel_speed.py --rows 2048 --head_rounds 3 --dtypes bfloat16
+    python benchmarks/kernels.py                                        # some minutes on 2 CPU cores
+    python benchmarks/kernels.py --rows 2048 --head_rounds 3 --dtypes bfloat16
 
 Writes kernels.json and kernels.md under benchmarks/results/<device>/. Exit codes: 0 all measured, 1 something could not
 be (its row says why), 2 faults in what was asked.
 """
-
-# Not kernels.py: transformers imports a top-level module of that name, and this folder is on the path of every script.
 
 import argparse
 import sys

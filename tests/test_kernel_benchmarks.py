@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -163,3 +166,26 @@ def test_faults_are_told_at_once_a_line_each(kernel_speed, data, capsys, tmp_pat
         assert line.startswith(f"error: {start}")
     assert kernel_speed.main(["--unknown"]) == data.main(["--unknown"]) == 2
     assert capsys.readouterr().err.count("error: unrecognized arguments: --unknown") == 2
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_command_gives_way_to_the_package_of_its_name(installed, tmp_path):
+    """transformers imports `kernels`, and finds a script's own folder first."""
+    if installed:
+        (tmp_path / "kernels").mkdir()
+        (tmp_path / "kernels" / "__init__.py").write_text("from .part import VALUE")
+        (tmp_path / "kernels" / "part.py").write_text("VALUE = 1")
+    code = "import kernels; print(getattr(kernels, 'VALUE', None), len(vars(kernels)) > 0)"
+    path = f"{ROOT / 'benchmarks'}:{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[0] == ("1" if installed else "None")
+
+
+def test_the_command_is_the_benchmark():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--rows", "none"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --rows")

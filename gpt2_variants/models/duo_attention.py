@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 # Heads and queries whose probabilities are alive at once on a CPU: as many as its caches hold (benchmarks/NOTES.md).
-HEADS = 8
+HEADS = 16
 BLOCK = 64
 
 
