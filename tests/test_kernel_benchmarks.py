@@ -185,7 +185,10 @@ def test_the_command_gives_way_to_the_package_of_its_name(installed, tmp_path):
 
 def test_the_command_is_the_benchmark():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--rows", "none"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--rows", "none"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: --rows")
