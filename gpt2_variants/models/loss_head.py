@@ -114,16 +114,19 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
 def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in the dtype of `logits`.
 
-    Softmax and sum in float32 or better.
+    Softmax and sum in float32 or better. `logits` may be overwritten: with log_softmax and its exponential instead, a
+    CPU takes a third longer (benchmarks/NOTES.md).
     """
-    valid = targets != IGNORE_INDEX
+    valid = (targets != IGNORE_INDEX).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
-    precise = torch.float32 if logits.dtype.itemsize < torch.float32.itemsize else logits.dtype
-    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=precise)
-    loss = -(log_probabilities.gather(1, index).squeeze(1) * valid).sum()
-    grad = log_probabilities.exp_()
-    grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=precise))
-    return loss, grad.mul_(valid.unsqueeze(1)).to(logits.dtype)
+    x = logits.float() if logits.dtype.itemsize < torch.float32.itemsize else logits
+    of_target, top = x.gather(1, index), x.amax(-1, keepdim=True)
+    grad = x.sub_(top).exp_()
+    normaliser = grad.sum(-1, keepdim=True)
+    loss = ((normaliser.log() + top - of_target) * valid).sum()
+    grad.mul_(valid / normaliser)
+    grad.scatter_add_(1, index, -valid.to(grad.dtype))
+    return loss, grad.to(logits.dtype)
 
 
 def padding_of(weight: torch.Tensor) -> int:
