@@ -144,8 +144,7 @@ class _SummedLoss(torch.autograd.Function):
         padding = padding_of(weight)
         padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
         total = torch.zeros((), dtype=precise, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(padded.shape, dtype=precise, device=weight.device)
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
         for h, t, grad_h in zip(hidden.split(size), targets.split(size), grad_hidden.split(size), strict=True):
             logits = torch.mm(h, padded.t())
             if padding:
@@ -154,7 +153,11 @@ class _SummedLoss(torch.autograd.Function):
             del logits
             total += loss
             torch.mm(grad, padded, out=grad_h)
-            if grad.dtype == precise:
+            if grad_weight is None:
+                grad_weight = torch.mm(grad.t(), h)
+                if len(hidden) > size:
+                    grad_weight = grad_weight.to(precise)
+            elif grad.dtype == precise:
                 grad_weight.addmm_(grad.t(), h)
             else:  # a chunk's part in the model's dtype, as the plain head's gradient is; their sum is not
                 grad_weight += torch.mm(grad.t(), h)
@@ -166,4 +169,5 @@ class _SummedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return (grad_hidden * grad).to(grad_hidden.dtype), (grad_weight * grad).to(ctx.dtype), None, None
+        scaled = torch.empty_like(grad_weight, dtype=ctx.dtype)
+        return (grad_hidden * grad).to(grad_hidden.dtype), torch.mul(grad_weight, grad, out=scaled), None, None
