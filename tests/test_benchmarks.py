@@ -59,6 +59,7 @@ def test_faults_are_told_at_once_a_line_each(benchmarks, capsys, arguments, said
 def test_the_presets_are_the_recipe_and_what_was_asked_for(benchmarks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("gpt2_variants.run._engine_faults", lambda config, path: [])
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     plan = benchmarks.parse(["--compare"])
     cases = {case.name: case for case in plan.cases}
     assert set(cases) >= {*benchmarks.VARIANTS, "gpt2, plain loop", "stock", "stock, compiled", "as published"}

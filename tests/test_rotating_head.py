@@ -234,6 +234,7 @@ if engine.global_rank == 0:
     assert not torch.equal(last, last.bfloat16().float()), "three steps of Adam end between bf16 values"
     key = "transformer.h.0.attn.rope.frequencies"
     assert not torch.equal(weights[key], initial[key])
+print("compared", file=sys.stderr)
 """
 
 
@@ -241,5 +242,6 @@ if engine.global_rank == 0:
 def test_the_engines_bf16_cast_does_not_reach_the_frequencies(stage, ranks, tiny_run, ds_json, tmp_path):
     arguments = ["--variant", "rotating_head_norm", *tiny_run, "--output_dir", str(tmp_path / "run")]
     arguments += ["--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--train_batch_size", str(2 * ranks)]
-    for code, err in finish(launch(ranks, [json.dumps(arguments)], program=("-c", ENGINE))):
-        assert code == 0, err
+    for _, err in finish(launch(ranks, [json.dumps(arguments)], program=("-c", ENGINE))):
+        # not by the exit code: at ZeRO 3 a rank of this script now and then aborts after its last line, while Python ends
+        assert "compared" in err.splitlines(), err
