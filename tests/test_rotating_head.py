@@ -243,5 +243,5 @@ def test_the_engines_bf16_cast_does_not_reach_the_frequencies(stage, ranks, tiny
     arguments = ["--variant", "rotating_head_norm", *tiny_run, "--output_dir", str(tmp_path / "run")]
     arguments += ["--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--train_batch_size", str(2 * ranks)]
     for _, err in finish(launch(ranks, [json.dumps(arguments)], program=("-c", ENGINE))):
-        # not by the exit code: at ZeRO 3 a rank of this script now and then aborts after its last line, while Python ends
+        # not by the exit code: at ZeRO 3 a rank now and then aborts after the last line, while Python ends
         assert "compared" in err.splitlines(), err
