@@ -14,9 +14,12 @@ Plan = TypeVar("Plan")
 class Parser(argparse.ArgumentParser):
     """A parser that raises `Faults` where argparse would end the process. Options are never abbreviated."""
 
-    def __init__(self, description: str | None):
+    def __init__(self, description: str | None, epilog: str | None = None):
         super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def error(self, message: str):
@@ -68,6 +71,11 @@ class Checks:
         """Raises `Faults` if there were any."""
         if self.lines:
             raise Faults(self.lines)
+
+
+def say(text: str) -> None:
+    """Tell how the measurement goes: a line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def carry_out(parse: Callable[[list[str] | None], Plan], argv: list[str] | None, measure: Callable[[Plan], int]) -> int:

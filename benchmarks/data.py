@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -109,7 +108,7 @@ def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[
                 _tokenise(rows, data.tokenizer, Path(scratch), count)
                 seconds[count]["tokenise"].append(time.perf_counter() - start)
             load_seconds, alone = (taken[-1] for taken in seconds[count].values())
-            _say(f"{count} processes: load {load_seconds:.1f} s, tokenising alone {alone:.1f} s")
+            command_line.say(f"{count} processes: load {load_seconds:.1f} s, tokenising alone {alone:.1f} s")
     return [_tokenising_row(count, seconds, text.stat().st_size) for count in counts], data
 
 
@@ -249,7 +248,7 @@ def carry_out(plan: Plan) -> int:
         size = write_text(plan.megabytes, text)
         tokenising, data = measure_tokenising(plan, text, Path(name))
         loader = measure_loader(plan, data)
-    _say(f"loader: {1000 * loader['seconds']:.3f} ms a batch of {loader['batch']}")
+    command_line.say(f"loader: {1000 * loader['seconds']:.3f} ms a batch of {loader['batch']}")
     folder = plan.output_dir or results_page.folder(facts["device"])
     measured = results_page.folder(facts["device"]) / "throughput.json"
     throughput = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
@@ -257,10 +256,6 @@ def carry_out(plan: Plan) -> int:
     results_page.write(folder, "data", "Reading and tokenising data", facts, page, notes(plan, size, data))
     print(folder / "data.md")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,6 @@ Writes decode.json and decode.md under benchmarks/results/<device>/. Exit codes:
 import argparse
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Any
 
 import torch
 
+import command_line
 import results_page
 from gpt2_variants.registry import GPT2_VOCABULARY, SIZES, VARIANTS
-from gpt2_variants.run import Faults
 from results_page import Column, Table
 
 REFERENCE = "gpt2"
@@ -51,14 +50,9 @@ class Case:
     wide: bool = True
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise Faults([f"{message} (see --help)"])
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
-    parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(__doc__)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
     add("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="which (default: all)")
@@ -75,28 +69,18 @@ def make_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str] | None = None) -> Plan:
     """What the command line asks for. Raises `Faults` with every fault at once."""
     given = make_parser().parse_args(argv)
-    lines = []
-    if unknown := [name for name in given.variants if name not in VARIANTS]:
-        lines.append(f"--variants {' '.join(unknown)}: not known; of {', '.join(VARIANTS)}")
+    checks = command_line.Checks()
+    variants = checks.of("variants", given.variants, tuple(VARIANTS))
     if given.size not in SIZES:
-        lines.append(f"--size {given.size}: not known; one of {', '.join(SIZES)}")
+        checks.lines.append(f"--size {given.size}: not known; one of {', '.join(SIZES)}")
     if given.dtype not in ("bfloat16", "float32"):
-        lines.append(f"--dtype {given.dtype}: bfloat16 or float32 is allowed")
-
-    def whole(option: str, text: str) -> int:
-        number = int(text) if str(text).isascii() and str(text).isdigit() else 0
-        if number < 1:
-            lines.append(f"--{option} {text}: a whole number from 1 is needed")
-        return number
-
-    batch_sizes = [whole("batch_sizes", text) for text in given.batch_sizes]
-    numbers = {option: whole(option, getattr(given, option)) for option in NUMBERS}
-    if given.output_dir is not None and given.output_dir.exists() and not given.output_dir.is_dir():
-        lines.append(f"--output_dir {given.output_dir}: is a file; a folder is needed")
-    if lines:
-        raise Faults(lines)
+        checks.lines.append(f"--dtype {given.dtype}: bfloat16 or float32 is allowed")
+    batch_sizes = [checks.whole("batch_sizes", text) for text in given.batch_sizes]
+    numbers = {option: checks.whole(option, getattr(given, option)) for option in NUMBERS}
+    checks.folder("output_dir", given.output_dir)
+    checks.done()
     return Plan(
-        variants=list(dict.fromkeys(given.variants)),
+        variants=variants,
         size=given.size,
         dtype=getattr(torch, given.dtype),
         batch_sizes=batch_sizes,
@@ -204,12 +188,10 @@ def _row(plan: Plan, name: str, batch: int, seconds: dict[str, tuple[list[float]
 
 
 def _say(row: dict[str, Any]) -> None:
-    print(
+    command_line.say(
         f"{row['case']}, batch {row['batch']}: prefill {row['prefill_tokens_per_second']:,.0f} tokens/s "
         f"({row['prefill_relative']:.2f} of gpt2), decoding {1000 * row['decode_seconds_per_step']:.2f} ms a token "
-        f"({row['decode_relative']:.2f} of gpt2)",
-        file=sys.stderr,
-        flush=True,
+        f"({row['decode_relative']:.2f} of gpt2)"
     )
 
 
@@ -248,12 +230,11 @@ def notes(plan: Plan) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and write; the exit code."""
-    try:
-        plan = parse(argv)
-    except Faults as err:
-        for line in err.lines:
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+    return command_line.carry_out(parse, argv, carry_out)
+
+
+def carry_out(plan: Plan) -> int:
+    """Measure, and write the results; the exit code."""
     facts = results_page.facts()
     rows = measure(plan)
     folder = plan.output_dir or results_page.folder(facts["device"])

@@ -8,7 +8,6 @@ be (its row says why), 2 faults in what was asked.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import command_line
 import duo_attentions
 import loss_heads
 import results_page
-from results_page import Column, Table
+from results_page import Column, Table, goal, goals_table
 
 MIB = 1024**2
 DTYPES = ("bfloat16", "float32")
@@ -98,20 +97,17 @@ def parse(argv: list[str] | None = None) -> Plan:
 def goals(heads: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The project's goals that these figures can judge."""
     found = []
-
-    def judge(goal: str, needed: str, value: float, met: bool) -> None:
-        found.append({"goal": goal, "needed": needed, "measured": f"{value:.3f}", "met": "yes" if met else "no"})
-
     for row in heads:
         if row["alternative"] in (loss_heads.OURS, loss_heads.COMPILED) and "relative" in row:
             name = f"loss head, {row['alternative']}, {row['dtype']}"
             peak, time = row["peak_relative"], row["relative"]
-            judge(f"{name}: peak memory over plain's", f"<= {HEAD_MEMORY_GOAL}", peak, peak <= HEAD_MEMORY_GOAL)
-            judge(f"{name}: time over plain's", f"<= {HEAD_TIME_GOAL}", time, time <= HEAD_TIME_GOAL)
+            what = f"{name}: peak memory over plain's"
+            found.append(goal(what, f"<= {HEAD_MEMORY_GOAL}", peak, peak <= HEAD_MEMORY_GOAL))
+            found.append(goal(f"{name}: time over plain's", f"<= {HEAD_TIME_GOAL}", time, time <= HEAD_TIME_GOAL))
     for row in steps:
         if row["dropout"] == RECIPE_DROPOUT:
-            goal = f"duo_predict step, dropout {RECIPE_DROPOUT}, {row['dtype']}: speed over the dense mask's"
-            judge(goal, f">= {STEP_GOAL}", row["speed"], row["speed"] >= STEP_GOAL)
+            what = f"duo_predict step, dropout {RECIPE_DROPOUT}, {row['dtype']}: speed over the dense mask's"
+            found.append(goal(what, f">= {STEP_GOAL}", row["speed"], row["speed"] >= STEP_GOAL))
     return found
 
 
@@ -190,7 +186,7 @@ def tables(
         head,
         duo,
         step,
-        Table("Goals", [Column(key, key) for key in ("goal", "needed", "measured", "met")], goals(heads, steps)),
+        goals_table(goals(heads, steps)),
     ]
 
 
@@ -210,18 +206,14 @@ def notes(plan: Plan) -> list[str]:
 def carry_out(plan: Plan) -> int:
     """Measure, and write the results; the exit code."""
     facts = results_page.facts()
-    heads = loss_heads.measure(plan.head, plan.dtypes, plan.compile, plan.head_rounds, _say)
-    attention = duo_attentions.measure(plan.attention, plan.dtypes, plan.dropouts, plan.rounds, _say)
-    steps = duo_attentions.measure_steps(plan.step, plan.dtypes, plan.dropouts, plan.rounds, _say)
+    heads = loss_heads.measure(plan.head, plan.dtypes, plan.compile, plan.head_rounds, command_line.say)
+    attention = duo_attentions.measure(plan.attention, plan.dtypes, plan.dropouts, plan.rounds, command_line.say)
+    steps = duo_attentions.measure_steps(plan.step, plan.dtypes, plan.dropouts, plan.rounds, command_line.say)
     folder = plan.output_dir or results_page.folder(facts["device"])
     title = "Loss head and duo-predict's attention"
     results_page.write(folder, "kernels", title, facts, tables(heads, attention, steps), notes(plan))
     print(folder / "kernels.md")
     return 1 if any("failed" in row for row in heads) else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

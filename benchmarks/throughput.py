@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import command_line
 import results_page
 from gpt2_variants.metrics import peak_flops
 from gpt2_variants.registry import GPT2_VOCABULARY, VARIANTS
 from gpt2_variants.run import Faults, Run, read_ds_config, world_size
 from gpt2_variants.run import parse as parse_run
-from results_page import Column, Table
+from results_page import Column, Table, goal, goals_table
 from training_case import Case, CaseFailed, Worker
 
 GIB = 1024**3
@@ -123,18 +124,10 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) ->
     return None if peak is None else tokens_per_second * flops_per_token / peak
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise Faults([f"{message} (see --help)"])
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
-    parser = _Parser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Every case runs in a process of its own on one device; several GPUs are not measured.",
+    parser = command_line.Parser(
+        __doc__, epilog="Every case runs in a process of its own on one device; several GPUs are not measured."
     )
     add = parser.add_argument
     add("--preset", default="auto", help=f"auto (seed where there is a CUDA device, else demo), {', '.join(PRESETS)}")
@@ -164,25 +157,20 @@ def parse(argv: list[str] | None = None) -> Plan:
         preset = "seed" if torch.cuda.is_available() else "demo"
     if preset not in PRESETS:
         raise Faults([f"--preset {preset}: not known; one of auto, {', '.join(PRESETS)}"])
-    lines = []
+    checks = command_line.Checks()
+    lines = checks.lines
     if preset == "seed" and not torch.cuda.is_available():
         lines.append("--preset seed: there is no CUDA device, and a CPU takes minutes a step; use demo, or auto")
     if world_size() > 1:
         lines.append(f"WORLD_SIZE {world_size()}: one device is measured; start it with python, without a launcher")
-    if unknown := [name for name in given.variants if name not in VARIANTS]:
-        lines.append(f"--variants {' '.join(unknown)}: not known; of {', '.join(VARIANTS)}")
+    variants = checks.of("variants", given.variants, tuple(VARIANTS))
     if given.compare and not {"gpt2", "duo_predict"} & set(given.variants):
         lines.append("--compare: the references are those of gpt2 and duo_predict; name one of them in --variants")
     if given.dtype not in (None, "bfloat16", "float32"):
         lines.append(f"--dtype {given.dtype}: bfloat16 or float32 is allowed")
-    if given.output_dir is not None and given.output_dir.exists() and not given.output_dir.is_dir():
-        lines.append(f"--output_dir {given.output_dir}: is a file; a folder is needed")
+    checks.folder("output_dir", given.output_dir)
     filled = {key: getattr(given, key, None) or value for key, value in PRESETS[preset].items()}
-    numbers = {}
-    for key in ("steps", "warmup_steps", "rounds"):
-        numbers[key] = int(filled[key]) if str(filled[key]).isascii() and str(filled[key]).isdigit() else 0
-        if numbers[key] < 1:
-            lines.append(f"--{key} {filled[key]}: a whole number from 1 is needed")
+    numbers = {key: checks.whole(key, filled[key]) for key in ("steps", "warmup_steps", "rounds")}
     # No data are read and no folder is made, so a dry run of the built-in corpus is what is asked for.
     options = ["--preset", preset, "--dataset", "builtin", "--tokenizer", "builtin", "--report_to", "none", "--dry_run"]
     options += ["--max_steps", str(numbers["warmup_steps"] + numbers["steps"] * numbers["rounds"] * len(VARIANTS) * 2)]
@@ -196,8 +184,8 @@ def parse(argv: list[str] | None = None) -> Plan:
         options += ["--model_args", *given.model_args]
     cases: list[Case] = []
     of_runs: dict[str, str] = {}  # what is wrong -> the line that says so; of several variants' lines the first
-    for name in dict.fromkeys(given.variants):
-        if name not in unknown:
+    for name in variants:
+        if name in VARIANTS:
             try:
                 cases.append(_case(parse_run([*options, "--variant", name]), given.dtype))
             except Faults as err:
@@ -339,7 +327,7 @@ def _say(own: Measured) -> None:
         text = f"{row['seconds_per_step'] * 1000:,.0f} ms a step, {row['tokens_per_second']:,.0f} tokens/s{relative}"
     else:
         text = f"not measured: {own.failure}"
-    print(f"{own.case.name}: {text}", file=sys.stderr, flush=True)
+    command_line.say(f"{own.case.name}: {text}")
 
 
 SHARED_COLUMNS = (
@@ -396,7 +384,7 @@ def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> l
             )
         )
     if goals:
-        found.append(Table("Goals", [Column(key, key) for key in ("goal", "needed", "measured", "met")], goals))
+        found.append(goals_table(goals))
     if failed := [row for row in rows if row["failure"] is not None]:
         found.append(Table("Not measured", (Column("case", "case"), Column("failure", "why")), failed))
     return found
@@ -412,26 +400,23 @@ def goals(rows: Sequence[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
     by_name = {row["case"]: row for row in rows if row["failure"] is None}
     found = []
 
-    def judge(goal: str, needed: str, value: float, form: str, met: bool) -> None:
-        found.append({"goal": goal, "needed": needed, "measured": format(value, form), "met": "yes" if met else "no"})
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if (plain := by_name.get("gpt2, plain loop")) and plain["relative_speed"] is not None:
         limit, cost = DEEPSPEED_GOAL[device], plain["relative_speed"]
         if device == "cuda" or plain["seconds_per_step"] >= DEEPSPEED_GOAL_SECONDS:
-            judge("DeepSpeed's step over the plain loop's", f"<= {limit}", cost, ".3f", cost <= limit)
+            found.append(goal("DeepSpeed's step over the plain loop's", f"<= {limit}", cost, cost <= limit))
     if (stock := by_name.get("stock")) and stock["relative_speed"] is not None:
         ours = stock["relative_speed"]
-        judge("gpt2's step over the stock loop's, not compiled", "<= 1", ours, ".3f", ours <= 1)
+        found.append(goal("gpt2's step over the stock loop's, not compiled", "<= 1", ours, ours <= 1))
     if preset == "seed" and device == "cuda" and "gpt2" in by_name:
         speed = by_name["gpt2"]["tokens_per_second"]
-        judge("gpt2, tokens/s on one H100", f">= {SPEED_GOAL:,}", speed, ",.0f", speed >= SPEED_GOAL)
+        found.append(goal("gpt2, tokens/s on one H100", f">= {SPEED_GOAL:,}", speed, speed >= SPEED_GOAL, ",.0f"))
         for row in filter(is_variant, by_name.values()):
             peak, relative = row["peak_memory_bytes"] / GIB, row["relative_speed"]
-            judge(f"{row['case']}, peak GiB", f"< {MEMORY_GOAL}", peak, ".1f", peak < MEMORY_GOAL)
+            found.append(goal(f"{row['case']}, peak GiB", f"< {MEMORY_GOAL}", peak, peak < MEMORY_GOAL, ".1f"))
             if relative is not None:
-                goal = f"{row['case']}, positions/s over gpt2's"
-                judge(goal, f">= {RELATIVE_GOAL}", relative, ".3f", relative >= RELATIVE_GOAL)
+                what = f"{row['case']}, positions/s over gpt2's"
+                found.append(goal(what, f">= {RELATIVE_GOAL}", relative, relative >= RELATIVE_GOAL))
     return found
 
 
@@ -483,11 +468,7 @@ def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; its exit code."""
-    try:
-        return carry_out(parse(argv))
-    except Faults as err:
-        print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
-        return 2
+    return command_line.carry_out(parse, argv, carry_out)
 
 
 def carry_out(plan: Plan) -> int:

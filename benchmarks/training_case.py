@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gpt2_variants.metrics import flops_per_token, peak_memory_bytes
+from gpt2_variants.models.modeling_base import recompute_blocks
 from gpt2_variants.run import Run, plan, use_accelerator
 from gpt2_variants.training import init_distributed, keep_freed_memory, make_engine
 
@@ -236,9 +237,7 @@ def make_model(case: Case, config, device) -> tuple[torch.nn.Module, bool]:
     model = classes[case.model]._from_config(config, attn_implementation=attention)
     model.to(device, torch.bfloat16 if halved and not published else torch.float32).train()
     if run.gradient_checkpointing or published:
-        # transformers 5.2x renamed it; the older name warns there
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        recompute_blocks(model)
     if run.compiles and not published:
         if case.model == "stock":
             model.compile()

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .metrics import flops_per_token
 from .models.loss_head import CHUNK_ROWS
+from .models.modeling_base import recompute_blocks
 from .registry import GPT2_VOCABULARY
 from .run import Run, load_data, plan, use_accelerator, world_size
 
@@ -127,8 +128,8 @@ def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bo
 
     What autograd keeps is counted, on fake tensors, for one sequence of `block_size` tokens through `model`'s class,
     every block of it; a fused attention keeps no attention matrix. With `checkpointing` that is the input of each
-    block, and one block is recomputed at a time. To it comes the loss: one chunk of
-    its logits, and the head's gradient.
+    block, and one block is recomputed at a time. To it comes the loss: one chunk of its
+    logits, and the head's gradient.
     """
     kept = saved_bytes(model, block_size, checkpointing)
     if checkpointing:
@@ -152,7 +153,7 @@ def saved_bytes(model, block_size: int, checkpointing: bool) -> int:
     with FakeTensorMode():
         twin = type(model)._from_config(config, dtype=torch.bfloat16, attn_implementation=backend).train()
         if checkpointing:
-            twin.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(twin)
         return _kept_by_autograd(twin, 2, block_size) - _kept_by_autograd(twin, 1, block_size)  # weights and masks: 0
 
 

@@ -33,7 +33,7 @@ from . import checkpoint, nodes, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
-from .models.modeling_base import Float32Parameters
+from .models.modeling_base import Float32Parameters, recompute_blocks
 from .run import Faults, FolderLock, Run, RunRecord, load_data, main_rank, plan, use_accelerator, world_size
 from .warm_start import WarmStart
 
@@ -698,9 +698,7 @@ def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None
     if warm is not None:
         warm.apply(model)
     if run.gradient_checkpointing:
-        # transformers 5.2x renamed it; the older name warns there
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        recompute_blocks(model)
     if run.apex in ("layer_norm", "all"):
         use_apex_layer_norm(model)
     given, schedule = _take_over_schedule(ds_config)

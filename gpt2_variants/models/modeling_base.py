@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import (
     GPT2Attention,
     GPT2LMHeadModel,
@@ -57,6 +57,13 @@ class Float32Parameters:
         own = own.float() if own.dtype.itemsize < torch.float32.itemsize else own
         master = getattr(self, f"{name}_master", None)
         return own if master is None else master + (own - own.detach())
+
+
+def recompute_blocks(model: PreTrainedModel) -> None:
+    """Have `model` recompute its blocks in the backward pass, instead of keeping their activations."""
+    # transformers 5.2x renamed it; the older name warns there
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 class VariantAttention(GPT2Attention):
