@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "report"},
     "registry": set(),
     "data": {"network"},
+    "publishing": {"network"},
     "warm_start": {"registry", "network"},
     "run": {"registry", "data", "warm_start", "nodes"},
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run", "warm_start"},
