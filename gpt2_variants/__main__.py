@@ -1,4 +1,4 @@
-"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | report`."""
+"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | push | report`."""
 
 import argparse
 import json
@@ -64,6 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
 
+    push = commands.add_parser("push", help="push a finished run's model/ to the Hugging Face Hub", allow_abbrev=False)
+    push.add_argument("run", type=Path, help="the run's folder, such as runs/duo_predict")
+    push.add_argument("--hub_model_id", help="name, or namespace/name (default: the run's, else its folder's name)")
+    push.add_argument("--hub_private", action="store_true", default=None, help="nobody else sees it")
+
     report = commands.add_parser("report", help="a run's figures, and its plot anew")
     report.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
     return parser
@@ -75,10 +80,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for faults in what was asked, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C."""
     try:
         arguments = make_parser().parse_args(argv)
-        COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except (Faults, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as with `| head`; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return code or 0
 
 
 def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]) -> Any:
@@ -199,6 +204,15 @@ def _export(arguments) -> None:
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
+def _push(arguments) -> int:
+    from .hub import publish, push_faults
+
+    asked = arguments.run, arguments.hub_model_id, arguments.hub_private
+    if faults := push_faults(*asked):
+        raise Faults(faults)
+    return publish(*asked)
+
+
 def _report(arguments) -> None:
     from .report import plot, summary
 
@@ -207,7 +221,14 @@ def _report(arguments) -> None:
         print(f"plot        {plot(folder)}")
 
 
-COMMANDS = {"list": _list, "generate": _generate, "evaluate": _evaluate, "export": _export, "report": _report}
+COMMANDS = {
+    "list": _list,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "export": _export,
+    "push": _push,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,7 +32,7 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.interfere: Callable[[Any], bool] = lambda handler: False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def add_user(self, name: str, token: str, role: str = "write", orgs: tuple[tuple[str, str], ...] = ()) -> None:
@@ -53,6 +53,13 @@ class HubServer:
     def __exit__(self, *exc) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients that have gone are what some tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
