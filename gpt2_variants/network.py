@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached, found out within seconds, and how to stay off the network."""
+"""Whether the Hugging Face Hub, or another server, can be reached, found out within seconds; how to stay offline."""
 
 import functools
 import os
@@ -28,13 +28,16 @@ def reachable(anew: bool = False) -> bool:
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in switches):
         return False
     if anew:
-        _answers.cache_clear()
-    return _answers(endpoint())
+        answers.cache_clear()
+    return answers(endpoint())
 
 
 @functools.cache
-def _answers(endpoint: str) -> bool:
-    """Whether `endpoint` gives an HTTP answer within 3 seconds, through the environment's proxy if it names one."""
+def answers(endpoint: str) -> bool:
+    """Whether `endpoint` gives an HTTP answer within 3 seconds, through the environment's proxy if it names one.
+
+    Asked once per process.
+    """
     answered = threading.Event()
 
     def ask() -> None:

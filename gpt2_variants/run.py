@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from . import nodes, publishing, warm_start
 from .data import Data, DataError, check_source, load
+from .metrics import wandb_fault
 from .registry import SIZES, VARIANTS, Variant
 
 LOCK = ".lock"
@@ -415,6 +416,8 @@ def _installation_faults(run: Run) -> list[str]:
     lines = [fault] if (fault := nodes.fault()) else []
     if run.report_to == "wandb" and find_spec("wandb") is None:
         lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
+    elif run.report_to == "wandb" and main_rank() and (fault := wandb_fault()):
+        lines.append(f"--report_to wandb: {fault}; or --report_to none")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
         run.attn_implementation
     )

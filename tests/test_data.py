@@ -68,7 +68,7 @@ def dialled(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf/datasets")
-    network._answers.cache_clear()
+    network.answers.cache_clear()
     return calls
 
 

@@ -42,9 +42,9 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(publishing, "WAITS", (0.0, 0.0))
-        network._answers.cache_clear()
+        network.answers.cache_clear()
         yield server
-        network._answers.cache_clear()
+        network.answers.cache_clear()
 
 
 @pytest.fixture(scope="module")

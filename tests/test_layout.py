@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "data": {"network"},
     "publishing": {"network"},
     "warm_start": {"registry", "network"},
-    "run": {"registry", "data", "warm_start", "nodes", "publishing"},
+    "run": {"registry", "data", "warm_start", "nodes", "publishing", "metrics"},
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run"}
     | {"warm_start", "publishing"},
     "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing"},
@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "inference": {"registry", "data", "evaluation", "run"},
     "report": {"run", "metrics", "evaluation", "inference"},
     "dry_run": {"registry", "run", "metrics", "models"},
-    **{alone: set() for alone in ("network", "nodes", "evaluation", "checkpoint", "metrics")},
+    "metrics": {"network"},
+    **{alone: set() for alone in ("network", "nodes", "evaluation", "checkpoint")},
 }
 
 

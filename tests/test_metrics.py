@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from conftest import finish, launch
 
 from gpt2_variants import metrics
 from gpt2_variants.evaluation import evaluate
@@ -52,33 +51,6 @@ def test_jsonl_goes_on_after_a_kill_with_no_step_twice(tmp_path):
     sink.log({"step": 4, "loss": 9.0})
     sink.close()
     assert [(r["step"], r["loss"]) for r in metrics.read_metrics(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
-
-
-def test_wandb_is_offline_without_a_key_and_never_asks(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked a question"))
-    sink = metrics.WandbSink(tmp_path, "name", "duo_predict", {"seed": 42}, "duo_predict-0123")
-    sink.log({"step": 10, "loss": 2.0, "elapsed_seconds": 1.0})
-    sink.log({"step": 10, "eval_loss": 2.5})
-    sink.close()
-    (written,) = tmp_path.glob("wandb/offline-run-*/run-duo_predict-0123.wandb")
-    content = written.read_bytes()
-    for key in (b"train/loss", b"eval/loss", b"step"):
-        assert key in content
-    assert "wandb sync" in capfd.readouterr().err
-
-
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
-    pytest.importorskip("wandb")
-    options = ["--variant", "gpt2", *tiny_run, "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
-    for more in (["--max_steps", "2"], ["--max_steps", "3", "--resume_from_checkpoint", "auto"]):
-        assert finish(launch(1, [*options, *more]))[0][0] == 0
-    run_id = json.loads((tmp_path / "run/run.json").read_text())["wandb_run_id"]
-    assert run_id.startswith("gpt2-")
-    files = list(tmp_path.glob("run/wandb/offline-run-*/run-*.wandb"))
-    assert [file.name for file in files] == [f"run-{run_id}.wandb"] * 2
 
 
 def test_evaluation_is_a_mean_over_predictions_not_over_batches():
