@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .data import DataError
 from .run import Faults
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise Faults([f"{message} (see --help)"])
 
 
@@ -91,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]) -> Any:
+def _number(
+    arguments: argparse.Namespace, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]
+) -> Any:
     """The option `name` as a number; None, with a line in `faults`, where it is not one that is allowed."""
     text = getattr(arguments, name)
     try:
@@ -105,7 +107,7 @@ def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: s
     return value
 
 
-def _list(_) -> None:
+def _list(_: argparse.Namespace) -> None:
     from .registry import VARIANTS
 
     rows = [("name", "family", "parameters*", "block size", "idea")]
@@ -119,7 +121,7 @@ def _list(_) -> None:
     print("* at GPT-2 Medium size, with GPT-2's vocabulary")
 
 
-def _generate(arguments) -> None:
+def _generate(arguments: argparse.Namespace) -> None:
     from .inference import SavedModel, surprise_table
 
     faults: list[str] = []
@@ -151,7 +153,7 @@ def _generate(arguments) -> None:
         print(f"\n{surprise_table(saved, ids, prompt.shape[1])}")
 
 
-def _evaluate(arguments) -> None:
+def _evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     from .data import check_source
@@ -168,7 +170,7 @@ def _evaluate(arguments) -> None:
         faults += err.lines
     faults += check_source(arguments.dataset, tokenizer=None)
     batch_size = _number(arguments, "batch_size", int, lambda v: v >= 1, "at least 1 is needed", faults)
-    block_size = saved and saved.block_size
+    block_size: Any = saved and saved.block_size
     if arguments.block_size is not None:
         block_size = _number(arguments, "block_size", int, lambda v: 2 <= v <= most, allowed, faults)
     stride = block_size
@@ -178,7 +180,7 @@ def _evaluate(arguments) -> None:
             f"1 to the block size{f' of {block_size}' if block_size else ''} is allowed, so that no token is left out"
         )
         stride = _number(arguments, "stride", int, lambda v: 1 <= v <= longest, what, faults)
-    if faults:
+    if faults or saved is None:
         raise Faults(faults)
     facts = evaluate_dataset(saved, arguments.dataset, arguments.split, block_size, stride, batch_size)
     if arguments.json:
@@ -192,14 +194,14 @@ def _evaluate(arguments) -> None:
     print("\n".join(others), end="\n" if others else "")
 
 
-def _export(arguments) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from .hub import export_checkpoint
 
     checkpoint = export_checkpoint(arguments.checkpoint, arguments.output_dir)
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
-def _report(arguments) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     from .report import plot, summary
 
     for folder in arguments.runs:

@@ -53,7 +53,8 @@ class Stopwatch:
     """Seconds of training: those between `start` and `stop`, on top of the `elapsed` ones of earlier sessions."""
 
     def __init__(self, elapsed: float = 0.0):
-        self._before, self._since = elapsed, None
+        self._before = elapsed
+        self._since: float | None = None
 
     def start(self) -> None:
         """Begin to count."""
@@ -115,7 +116,7 @@ class WandbSink:
         import wandb
 
         online = bool(os.environ.get("WANDB_API_KEY") or _netrc_has_wandb())
-        mode = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
         settings = wandb.Settings(init_timeout=30, silent=True)
         self._run = wandb.init(
             dir=str(folder),

@@ -12,14 +12,18 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from . import nodes, warm_start
 from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
 LOCK = ".lock"
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
@@ -85,7 +89,7 @@ class Faults(ValueError):
         self.lines = lines
 
 
-def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None):
+def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A field of `Run` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
     return field(default=default, metadata={"group": group, "help": help, "choices": choices})
 
@@ -191,10 +195,10 @@ class Run:
                 return path
         return Path(given)
 
-    def make_config(self, tokenizer_size: int):
+    def make_config(self, tokenizer_size: int) -> "GPT2Config":
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
         # As many positions as are trained: more would be exported as they were initialised.
-        fields = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
+        fields: dict[str, Any] = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
         if self.init_from is not None:
             fields |= warm_start.config_fields(self.init_from, self.spec)
         fields |= self.model_args
@@ -204,7 +208,7 @@ class Run:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise Faults([f"{message} (see --help)"])
 
 
@@ -226,7 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
         elif f.type is dict:
             group.add_argument(f"--{f.name}", nargs="*", metavar="FIELD=VALUE", help=help_text)
         else:
-            group.add_argument(f"--{f.name}", metavar=f.type.__name__.upper(), help=help_text)
+            group.add_argument(f"--{f.name}", metavar=getattr(f.type, "__name__", "").upper(), help=help_text)
     # DeepSpeed's launcher passes it; the environment has it too
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     return parser
@@ -425,7 +429,7 @@ def _apex_fault() -> str | None:
 def _number_faults(run: Run) -> list[str]:
     lines = []
 
-    def need(ok, name, what):
+    def need(ok: Callable[[Any], bool], name: str, what: str) -> None:
         value = getattr(run, name)
         if value is not None and not ok(value):
             lines.append(f"--{name} {value}: {what}")
@@ -617,7 +621,7 @@ def load_data(run: Run) -> Data:
 
 
 def _resolve_batch(run: Run, config: dict, world: int, path: Path) -> list[str]:
-    def number(key):
+    def number(key: str) -> Any:
         value = config.get(key, "auto")
         return None if value == "auto" else value
 
