@@ -216,6 +216,13 @@ def test_left_padded_rows_generate_what_unpadded_rows_do(variant):
     torch.testing.assert_close(behind_padding.logits, plain.logits, atol=1e-5, rtol=0)
 
 
+def test_generation_forms_the_logits_of_the_last_token_only(variant):
+    model, shapes = tiny(variant), []
+    model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    model.generate(random_ids(2, 9), max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert shapes == [(2, 1, model.config.vocab_size)] * 3
+
+
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}])
 def test_cached_generation_equals_uncached(variant, how):
     model = tiny(variant, n_positions=128)
