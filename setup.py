@@ -24,6 +24,7 @@ setup(
         "deepspeed>=0.19.8",  # before 0.18.7 small models ran 2.5 times slower
         "datasets>=4",
         "tokenizers>=0.22",
+        "huggingface_hub>=1.5",
         "safetensors",
         "filelock",
         "xxhash",

@@ -1,6 +1,7 @@
 """Train one GPT-2 variant with DeepSpeed: `deepspeed train_ds.py --variant duo_predict` (options: --help)."""
 
 import sys
+from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,11 +23,13 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
         return 2
     if trained.state_dict is not None:
-        from gpt2_variants.hub import finish
+        from gpt2_variants.hub import finish, publish
         from gpt2_variants.report import show
 
         finish(run, trained)
         show(run)
+        if run.push_to_hub:
+            return publish(Path(run.output_dir))
     return trained.exit_code
 
 

@@ -1,4 +1,4 @@
-"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | report`."""
+"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | push | report`."""
 
 import argparse
 import json
@@ -18,7 +18,8 @@ examples:
   python -m gpt2_variants evaluate --model runs/duo_predict/model --dataset my.txt
 
 `python -m gpt2_variants COMMAND --help` lists a command's options.
-exit codes: 0 done; 2 faults in what was asked, one line each; 130 stopped by Ctrl-C; 1 anything else."""
+exit codes: 0 done; 2 faults in what was asked, one line each; 130 stopped by Ctrl-C;
+1 a push that failed, or anything else."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,6 +92,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--output_dir", metavar="FOLDER", type=Path, required=True, help="a new folder")
 
+    push = add("push", "RUN [options]", help="push a finished run's model/ to the Hugging Face Hub")
+    push.add_argument("run", metavar="RUN", type=Path, help="the run's folder, such as runs/duo_predict")
+    push.add_argument(
+        "--hub_model_id",
+        metavar="NAME",
+        help="name, or namespace/name (default: the run's, else its folder's name)",
+    )
+    push.add_argument("--hub_private", action="store_true", default=None, help="nobody else sees it")
+
     report = add("report", "RUN [RUN ...]", help="a run's figures, and its plot anew")
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
     return parser
@@ -108,10 +118,10 @@ def _add_number(parser: argparse.ArgumentParser, name: str, default: str, help: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for faults in what was asked, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C."""
     try:
         arguments = make_parser().parse_args(argv)
-        COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except (Faults, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)
@@ -121,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as with `| head`; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return code or 0
 
 
 def _number(
@@ -234,6 +244,15 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
+def _push(arguments: argparse.Namespace) -> int:
+    from .hub import publish, push_faults
+
+    asked = arguments.run, arguments.hub_model_id, arguments.hub_private
+    if faults := push_faults(*asked):
+        raise Faults(faults)
+    return publish(*asked)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from .report import plot, summary
 
@@ -242,7 +261,14 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"plot        {plot(folder)}")
 
 
-COMMANDS = {"list": _list, "generate": _generate, "evaluate": _evaluate, "export": _export, "report": _report}
+COMMANDS = {
+    "list": _list,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "export": _export,
+    "push": _push,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -167,6 +167,36 @@ def _tokenizer_fault(tokenizer: str) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class SourceName:
+    """How to name a `--dataset` to others, who must not learn where it lies on this machine.
+
+    Attributes:
+        name: in words; of local data the last part of the path.
+        hub_id, config, split: of what is on the Hub: where, and which part of it is validated on; else None.
+        language: where it is known, by its ISO 639-1 code.
+    """
+
+    name: str
+    hub_id: str | None = None
+    config: str | None = None
+    split: str | None = None
+    language: str | None = None
+
+
+def source_name(dataset: str) -> SourceName:
+    """The `SourceName` of a value of `--dataset`."""
+    if dataset == "builtin":
+        return SourceName("Python's language reference", language="en")
+    if dataset == WIKITEXT:
+        hub_id, _, config = WIKITEXT_RAW.partition(":")
+        return SourceName("WikiText-103 (raw)", hub_id, config, "train[:1%]", language="en")
+    if _is_hub_dataset(dataset):
+        hub_id, _, config = dataset.partition(":")
+        return SourceName(dataset, hub_id, config or None)
+    return SourceName(Path(dataset).expanduser().absolute().name)
+
+
 def _is_path(name: str) -> bool:
     """Whether `name` means a place on this machine; everything else is taken for a Hub id."""
     looks_local = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1

@@ -1,9 +1,12 @@
 """What a run hands on: a folder that `from_pretrained` loads without this package."""
 
 import copy
+import hashlib
 import os
 import pickle
+import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from . import checkpoint
+from . import checkpoint, network, publishing
 from .data import open_tokenizer
+from .model_card import write_card
 from .registry import VARIANTS, Variant
 from .run import Faults, Run, RunRecord
 
@@ -83,6 +87,100 @@ def finish(run: Run, trained: Any) -> None:
         record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
         raise
     record.update(status="finished", reason=None)
+
+
+def publish(folder: Path, repo_id: str | None = None, private: bool | None = None) -> int:
+    """Push the `model/` of a finished run with its model card, say how it went, and note it in `run.json`.
+
+    Args:
+        folder: of the run.
+        repo_id, private: as `--hub_model_id` and `--hub_private`; None: as the run was asked.
+
+    Returns:
+        The exit code: 0; 1 where the Hub did not take it, 130 or 143 after a signal. Then all is left as it was, and
+        the command that repeats the push is printed.
+    """
+    record = RunRecord(folder, writes=True)
+    options = record.facts["options"]
+    repo_id = repo_id or options.get("hub_model_id") or folder.absolute().name
+    private = bool(options.get("hub_private")) if private is None else private
+    about = {"repository": repo_id, "card": record.facts.get("hub", {}).get("card")}
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        record.update(hub={**about, "status": "pushing"})
+        full_name = publishing.claim(repo_id, private)
+        about["card"] = _add_card(record, folder / "model", full_name)
+        url = publishing.push_folder(folder / "model", full_name, f"{record.facts['variant']}, by gpt2_variants")
+    except (publishing.PushError, _Stopped) as err:
+        record.update(hub={**about, "status": "failed", "reason": str(err)})
+        again = f"python -m gpt2_variants push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}"
+        print(
+            f"error: not pushed to {repo_id}: {err}\n{folder} is complete; to repeat the push: {again}"
+            + " --hub_private" * private,
+            file=sys.stderr,
+        )
+        return err.exit_code if isinstance(err, _Stopped) else 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    record.update(hub={**about, "repository": full_name, "status": "pushed", "commit": url})
+    print(f"pushed      {network.endpoint()}/{full_name}")
+    return 0
+
+
+class _Stopped(BaseException):
+    """A signal that ends a push, like KeyboardInterrupt. Training leaves handlers behind that only set a flag."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped(number)
+
+
+def _add_card(record: RunRecord, model: Path, name: str) -> str:
+    """Write README.md and the pictures it shows to the folder `model`; the digest of what was written.
+
+    A README.md that was edited since is left as it is.
+    """
+    card, run_folder = model / "README.md", record.path.parent
+    written = record.facts.get("hub", {}).get("card")
+    if card.exists() and _digest(card) != written:
+        return written
+    pictures = []
+    if (run_folder / "curves.png").is_file():
+        shutil.copyfile(run_folder / "curves.png", model / "curves.png")
+        pictures.append(("curves.png", "Loss and perplexity against optimizer steps"))
+    card.write_text(write_card(run_folder, name, pictures), encoding="utf-8")
+    return _digest(card)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list[str]:
+    """What stands in the way of `publish`, in lines; the Hub is asked, and nothing is written."""
+    facts = RunRecord(folder, writes=False).facts
+    faults = []
+    if not facts:
+        faults.append(f"{folder}: holds no run (no run.json); give a run's folder, such as runs/duo_predict")
+    elif facts.get("status") != "finished" or not (folder / "model" / "config.json").is_file():
+        faults.append(
+            f"{folder}: the run is {facts.get('status')}, and only a finished one is pushed; go on with it by "
+            "--resume_from_checkpoint auto"
+        )
+    elif not os.access(folder, os.W_OK) or not os.access(folder / "model", os.W_OK):
+        faults.append(
+            f"{folder}: cannot be written, where the model card and the outcome are to stand; push a copy of it"
+        )
+    options = facts.get("options", {})
+    name = repo_id or options.get("hub_model_id") or folder.absolute().name
+    private = bool(options.get("hub_private")) if private is None else private
+    unasked = publishing.local_faults("--hub_model_id", name)
+    return faults + (unasked or publishing.access_faults("--hub_model_id", name, private))
 
 
 def export_checkpoint(source: Path, folder: Path) -> Path:

@@ -19,14 +19,16 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def reachable() -> bool:
-    """Whether the Hub answers; found out once per process and endpoint.
+def reachable(anew: bool = False) -> bool:
+    """Whether the Hub answers; found out once per process and endpoint, or `anew`.
 
     Asked first because without a network the Hub's own client needs 23 s to give up, 385 s where packets are swallowed.
     """
     switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in switches):
         return False
+    if anew:
+        _answers.cache_clear()
     return _answers(endpoint())
 
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from . import nodes, warm_start
+from . import nodes, publishing, warm_start
 from .data import Data, DataError, check_source, load
 from .registry import SIZES, VARIANTS, Variant
 
@@ -158,6 +158,15 @@ class Run:
         help="wandb: Weights & Biases, offline without an API key; none: metrics.jsonl only",
         choices=("wandb", "none"),
     )
+    push_to_hub: bool = option(
+        False,
+        group="what comes out",
+        help="push model/ to the Hugging Face Hub afterwards; token and name are checked now",
+    )
+    hub_model_id: str = option(
+        group="what comes out", help="name, or namespace/name, on the Hub (default: the name of the run's folder)"
+    )
+    hub_private: bool = option(False, group="what comes out", help="nobody else sees it on the Hub")
     dry_run: bool = option(False, group="what comes out", help="print what the run would be, and end")
 
     @property
@@ -169,6 +178,11 @@ class Run:
     def resumes(self) -> bool:
         """Whether the run goes on from a checkpoint, if there is one."""
         return self.resume_from_checkpoint is not None
+
+    @property
+    def hub_name(self) -> str:
+        """What the model is called on the Hub: `--hub_model_id`, or the name of the run's folder."""
+        return self.hub_model_id or Path(self.output_dir).absolute().name
 
     @property
     def compiles(self) -> bool:
@@ -429,7 +443,17 @@ def faults(run: Run) -> list[str]:
             )
         lines += _compiler_faults(run)
     lines += _place_faults(run)
-    return lines + _installation_faults(run)
+    return lines + _installation_faults(run) + _hub_faults(run)
+
+
+def _hub_faults(run: Run) -> list[str]:
+    if not run.push_to_hub:
+        given = [name for name in ("hub_model_id", "hub_private") if getattr(run, name)]
+        return [f"--{name}: has no effect without --push_to_hub; add that, or leave it out" for name in given]
+    faults = publishing.local_faults("--hub_model_id", run.hub_name)
+    if not faults and main_rank():  # one question, not one of each GPU
+        faults = publishing.access_faults("--hub_model_id", run.hub_name, run.hub_private)
+    return faults
 
 
 def _compiler_faults(run: Run) -> list[str]:

@@ -30,7 +30,7 @@ from torch import nn
 from torch._utils import _unflatten_dense_tensors
 from transformers import GPT2Config
 
-from . import checkpoint, nodes, warm_start
+from . import checkpoint, nodes, publishing, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
 from .evaluation import evaluate
 from .metrics import JsonlSink, Sink, Stopwatch, WandbSink, flops_per_token, peak_flops, peak_memory_bytes
@@ -83,6 +83,8 @@ def train(run: Run) -> Trained:
         )
     resume_from = _agree_on_checkpoint(run, _identity(run, data, ds_config), _cut(ds_config))
     warm = _warm_start(run, config) if resume_from is None else None
+    if run.push_to_hub:
+        _claim_repository(run)
     lock = _lock(run)
     record = _open_record(run, data, config, ds_config, resume_from)
     if warm is not None:
@@ -199,6 +201,19 @@ def _agree_on_checkpoint(run: Run, identity: dict[str, Any], cut: dict[str, int]
     if fault:
         raise Faults([fault])
     return path
+
+
+def _claim_repository(run: Run) -> None:
+    """Make the Hub repository that the run will be pushed to (rank 0): the proof that it can be. Raises `Faults`."""
+    fault: list[str | None] = [None]
+    if main_rank():
+        try:
+            publishing.claim(run.hub_name, run.hub_private)
+        except publishing.PushError as err:
+            fault = [f"--hub_model_id {run.hub_name}: cannot be made on the Hub: {err}"]
+    dist.broadcast_object_list(fault)
+    if fault[0]:
+        raise Faults([fault[0]])
 
 
 def _lock(run: Run) -> FolderLock:

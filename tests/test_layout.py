@@ -15,10 +15,13 @@ MAY_IMPORT = {
     "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "report"},
     "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
+    "publishing": {"network"},
     "warm_start": {"registry", "network"},
-    "run": {"registry", "data", "warm_start", "nodes"},
-    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run", "warm_start"},
-    "hub": {"registry", "data", "checkpoint", "run"},
+    "run": {"registry", "data", "warm_start", "nodes", "publishing"},
+    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run"}
+    | {"warm_start", "publishing"},
+    "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing"},
+    "model_card": {"registry", "data"},
     "inference": {"registry", "data", "evaluation", "run", "models"},
     "report": {"run", "metrics", "evaluation", "inference"},
     "dry_run": {"registry", "run", "metrics", "models"},
