@@ -10,7 +10,7 @@ help:
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long ones too"
 	@echo "make bench      speed and memory of training, variant by variant, into benchmarks/results/ (minutes on 2 CPU cores)"
-	@echo "make check      lint and formatting"
+	@echo "make check      formatting, lint, types and the layout"
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,8 @@ bench: install
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layout.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

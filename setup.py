@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["gpt2_variants", "gpt2_variants.*"]),
+    package_data={"gpt2_variants": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -35,6 +36,6 @@ setup(
         "wandb": ["wandb>=0.20"],
         "plot": ["matplotlib>=3.8"],
         "lm_eval": ["lm_eval[hf]>=0.4.13,<0.5"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff", "mypy>=2,<3"],
     },
 )

@@ -10,28 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from .data import DataError
-from .run import Faults
+from .run import Faults, Parser
 
+EPILOG = """\
+examples:
+  python -m gpt2_variants generate --model runs/duo_predict/model --prompt "The following statement"
+  python -m gpt2_variants evaluate --model runs/duo_predict/model --dataset my.txt
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise Faults([f"{message} (see --help)"])
+`python -m gpt2_variants COMMAND --help` lists a command's options.
+exit codes: 0 done; 2 faults in what was asked, one line each; 130 stopped by Ctrl-C;
+1 a push that failed, or anything else."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser. Numbers stay strings: the commands convert them, so that all faults are told at once."""
-    parser = _Parser(prog="python -m gpt2_variants", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    program = "python -m gpt2_variants"
+    parser = Parser(prog=program, usage=f"{program} COMMAND [options]", epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    commands.add_parser("list", help="the variants that can be trained")
+    def add(name: str, usage: str, help: str) -> argparse.ArgumentParser:
+        usage = f"{program} {name} {usage}".rstrip()
+        return commands.add_parser(name, usage=usage, help=help, description=f"{help[0].upper()}{help[1:]}.")
 
-    generate = commands.add_parser("generate", help="continue a prompt with an exported model", allow_abbrev=False)
+    add("list", "", help="the variants that can be trained")
+
+    generate = add(
+        "generate", "--model FOLDER --prompt TEXT [options]", help="continue a prompt with an exported model"
+    )
     _add_model(generate)
-    generate.add_argument("--prompt", required=True)
-    generate.add_argument("--max_new_tokens", default="60", help="60; 0 with --show_surprise: the prompt alone")
-    generate.add_argument("--temperature", default="0.8", help="0.8; 0 takes the most probable token")
-    generate.add_argument("--top_k", default="40", help="sample from so many most probable tokens (40); 0: from all")
-    generate.add_argument("--seed", default="0", help="of the sampling (0)")
+    generate.add_argument("--prompt", metavar="TEXT", required=True, help="what to continue")
+    _add_number(generate, "--max_new_tokens", "60", "tokens to add; 0 with --show_surprise: the prompt alone")
+    _add_number(generate, "--temperature", "0.8", "divides the logits; 0 takes the most probable token", metavar="X")
+    _add_number(generate, "--top_k", "40", "sample from so many most probable tokens; 0: from all")
+    _add_number(generate, "--seed", "0", "of the sampling")
     generate.add_argument(
         "--show_surprise",
         action="store_true",
@@ -39,44 +50,71 @@ def make_parser() -> argparse.ArgumentParser:
         "past and its right neighbour",
     )
 
-    evaluate = commands.add_parser("evaluate", help="perplexity of a model on a text", allow_abbrev=False)
+    evaluate = add("evaluate", "--model FOLDER --dataset NAME [options]", help="perplexity of a model on a text")
     _add_model(evaluate)
-    evaluate.add_argument("--dataset", required=True, help="as for training: a file, a folder, a Hub id, builtin, ...")
+    evaluate.add_argument(
+        "--dataset", metavar="NAME", required=True, help="as for training: a file, a folder, a Hub id, builtin, ..."
+    )
     evaluate.add_argument(
         "--split",
         choices=("validation", "train", "all"),
+        metavar="validation|train|all",
         help="validation, train: the blocks a training run on this --dataset would use; all: everything (default: all "
         "of a single file, else validation)",
     )
-    evaluate.add_argument("--block_size", help="tokens per window (default: what the model was trained with)")
+    evaluate.add_argument(
+        "--block_size", metavar="N", help="tokens per window (default: what the model was trained with)"
+    )
     evaluate.add_argument(
         "--stride",
+        metavar="N",
         help="tokens from one window to the next (default: the block size, as in training; less gives each token more "
         "context)",
     )
-    evaluate.add_argument("--batch_size", default="8", help="windows per forward pass (8)")
-    evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    _add_number(evaluate, "--batch_size", "8", "windows per forward pass")
+    evaluate.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        metavar="float32|bfloat16",
+        help="of the weights (default: float32)",
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
-    export = commands.add_parser("export", help="make a model folder of a checkpoint, on the CPU", allow_abbrev=False)
+    usage = "--checkpoint FOLDER --output_dir FOLDER"
+    export = add("export", usage, help="make a model folder of a checkpoint, on the CPU")
     export.add_argument(
-        "--checkpoint", type=Path, required=True, help="a run's folder (its newest whole checkpoint), or a checkpoint"
+        "--checkpoint",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="a run's folder (its newest whole checkpoint), or a checkpoint",
     )
-    export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
+    export.add_argument("--output_dir", metavar="FOLDER", type=Path, required=True, help="a new folder")
 
-    push = commands.add_parser("push", help="push a finished run's model/ to the Hugging Face Hub", allow_abbrev=False)
-    push.add_argument("run", type=Path, help="the run's folder, such as runs/duo_predict")
-    push.add_argument("--hub_model_id", help="name, or namespace/name (default: the run's, else its folder's name)")
+    push = add("push", "RUN [options]", help="push a finished run's model/ to the Hugging Face Hub")
+    push.add_argument("run", metavar="RUN", type=Path, help="the run's folder, such as runs/duo_predict")
+    push.add_argument(
+        "--hub_model_id",
+        metavar="NAME",
+        help="name, or namespace/name (default: the run's, else its folder's name)",
+    )
     push.add_argument("--hub_private", action="store_true", default=None, help="nobody else sees it")
 
-    report = commands.add_parser("report", help="a run's figures, and its plot anew")
-    report.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
+    report = add("report", "RUN [RUN ...]", help="a run's figures, and its plot anew")
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a model folder, such as runs/duo_predict/model")
-    parser.add_argument("--tokenizer", help="a folder or a Hub id (default: the model's folder)")
+    parser.add_argument(
+        "--model", metavar="FOLDER", type=Path, required=True, help="a model folder, such as runs/duo_predict/model"
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="a folder or a Hub id (default: the model's folder)")
+
+
+def _add_number(parser: argparse.ArgumentParser, name: str, default: str, help: str, metavar: str = "N") -> None:
+    parser.add_argument(name, metavar=metavar, default=default, help=f"{help} (default: {default})")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     return code or 0
 
 
-def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]) -> Any:
+def _number(
+    arguments: argparse.Namespace, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]
+) -> Any:
     """The option `name` as a number; None, with a line in `faults`, where it is not one that is allowed."""
     text = getattr(arguments, name)
     try:
@@ -110,7 +150,7 @@ def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: s
     return value
 
 
-def _list(_) -> None:
+def _list(_: argparse.Namespace) -> None:
     from .registry import VARIANTS
 
     rows = [("name", "family", "parameters*", "block size", "idea")]
@@ -124,7 +164,7 @@ def _list(_) -> None:
     print("* at GPT-2 Medium size, with GPT-2's vocabulary")
 
 
-def _generate(arguments) -> None:
+def _generate(arguments: argparse.Namespace) -> None:
     from .inference import SavedModel, surprise_table
 
     faults: list[str] = []
@@ -156,7 +196,7 @@ def _generate(arguments) -> None:
         print(f"\n{surprise_table(saved, ids, prompt.shape[1])}")
 
 
-def _evaluate(arguments) -> None:
+def _evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     from .data import check_source
@@ -173,7 +213,7 @@ def _evaluate(arguments) -> None:
         faults += err.lines
     faults += check_source(arguments.dataset, tokenizer=None)
     batch_size = _number(arguments, "batch_size", int, lambda v: v >= 1, "at least 1 is needed", faults)
-    block_size = saved and saved.block_size
+    block_size: Any = saved and saved.block_size
     if arguments.block_size is not None:
         block_size = _number(arguments, "block_size", int, lambda v: 2 <= v <= most, allowed, faults)
     stride = block_size
@@ -183,7 +223,7 @@ def _evaluate(arguments) -> None:
             f"1 to the block size{f' of {block_size}' if block_size else ''} is allowed, so that no token is left out"
         )
         stride = _number(arguments, "stride", int, lambda v: 1 <= v <= longest, what, faults)
-    if faults:
+    if faults or saved is None:
         raise Faults(faults)
     facts = evaluate_dataset(saved, arguments.dataset, arguments.split, block_size, stride, batch_size)
     if arguments.json:
@@ -197,14 +237,14 @@ def _evaluate(arguments) -> None:
     print("\n".join(others), end="\n" if others else "")
 
 
-def _export(arguments) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from .hub import export_checkpoint
 
     checkpoint = export_checkpoint(arguments.checkpoint, arguments.output_dir)
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
-def _push(arguments) -> int:
+def _push(arguments: argparse.Namespace) -> int:
     from .hub import publish, push_faults
 
     asked = arguments.run, arguments.hub_model_id, arguments.hub_private
@@ -213,7 +253,7 @@ def _push(arguments) -> int:
     return publish(*asked)
 
 
-def _report(arguments) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     from .report import plot, summary
 
     for folder in arguments.runs:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ def name_of(step: int) -> str:
 
 
 def save(
-    engine,
+    engine: Any,
     root: Path,
     step: int,
     client_state: dict[str, Any],
@@ -99,7 +99,7 @@ def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     os.rename(temporary, final)
 
 
-def _sha256(f) -> str:
+def _sha256(f: BinaryIO) -> str:
     digest = hashlib.sha256()
     while block := f.read(1 << 20):
         digest.update(block)
@@ -148,7 +148,7 @@ def fault_of(checkpoint: Path) -> str | None:
 
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint under `root`, or None; and a line for each newer one that is not."""
-    passed_over = []
+    passed_over: list[str] = []
     for checkpoint in sorted(root.glob("step-*"), reverse=True):
         fault = fault_of(checkpoint)
         if fault is None:
@@ -180,7 +180,7 @@ def _weights_only() -> Iterator[None]:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
 
-def load(engine, checkpoint: Path) -> dict[str, Any]:
+def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
     """Load `checkpoint` into `engine` on all ranks; the client state it was saved with.
 
     Raises:
@@ -233,7 +233,7 @@ def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
     return dict(zip(names, masters, strict=True))
 
 
-def load_universal(engine, checkpoint: Path) -> dict[str, Any]:
+def load_universal(engine: Any, checkpoint: Path) -> dict[str, Any]:
     """As `load`, of a checkpoint whose states were cut for another number of ranks, or at stage 1 for 2 or the reverse.
 
     `engine` must have been made with `"checkpoint": {"load_universal": true}`. Rank 0 converts the checkpoint to

@@ -98,12 +98,12 @@ def check_source(dataset: str, tokenizer: str | None) -> list[str]:
     if not faults and not _is_prepared(dataset, tokenizer):
         if _is_hub_dataset(dataset) and not _hub_cache_has_dataset(dataset) and not network.reachable():
             faults.append(_unreachable("--dataset", dataset))
-        needs_hub = (
+        if (
             tokenizer is not None
             and _is_hub_tokenizer(tokenizer)
             and not network.hub_cache_has(tokenizer, TOKENIZER_FILES)
-        )
-        if needs_hub and not network.reachable():
+            and not network.reachable()
+        ):
             faults.append(_unreachable("--tokenizer", tokenizer))
     return faults
 
@@ -258,7 +258,7 @@ def _files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for file in files:
         parts = file.relative_to(path).parts if file != path else ()
-        words = (re.match(r"[a-z]*", part.lower())[0] for part in parts)
+        words = (re.split(r"[^a-z]", part.lower(), maxsplit=1)[0] for part in parts)
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
         splits.setdefault(split, []).append(file)
     return splits if "train" in splits else {"train": files}
@@ -443,9 +443,9 @@ def data_loader(
     import torch.utils.data
 
     return torch.utils.data.DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # which need not inherit from torch's
         batch_sampler=sampler,
-        collate_fn=_as_read,
+        collate_fn=_as_read,  # type: ignore[arg-type]  # of what __getitems__ returns, here no list
         num_workers=num_workers,
         pin_memory=pin_memory,
         # Every new iterator draws a seed. From the global generator that would change the dropout after a resume.
@@ -943,7 +943,7 @@ def open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    from transformers import AutoTokenizer, GPT2TokenizerFast
+    from transformers import AutoTokenizer, GPT2TokenizerFast  # type: ignore[attr-defined]  # made on import
 
     if fault := _tokenizer_fault(name):
         raise DataError(f"--tokenizer {name}: {fault}")

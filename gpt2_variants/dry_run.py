@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .metrics import flops_per_token
 from .models.loss_head import CHUNK_ROWS
-from .models.modeling_base import recompute_blocks
+from .models.modeling_base import VariantLMHeadModel, recompute_blocks
 from .registry import GPT2_VOCABULARY
 from .run import Run, load_data, plan, use_accelerator, world_size
 
@@ -58,7 +58,7 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def memory_table(run: Run, model, ds_config: dict) -> list[str]:
+def memory_table(run: Run, model: VariantLMHeadModel, ds_config: dict) -> list[str]:
     """Estimated memory for 1 to 1,024 GPUs and every ZeRO stage, as lines of text; the run's own stage is marked."""
     total = model.num_parameters()
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
@@ -123,7 +123,7 @@ def model_state_bytes(total: int, largest: int, gpus: int, stage: int, offload: 
     return gpu, cpu
 
 
-def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bool) -> int:
+def activation_bytes(model: VariantLMHeadModel, micro_batch: int, block_size: int, checkpointing: bool) -> int:
     """Bytes of activations at the peak of a training step in bf16, on one GPU, without torch.compile.
 
     What autograd keeps is counted, on fake tensors, for one sequence of `block_size` tokens through `model`'s class,
@@ -140,7 +140,7 @@ def activation_bytes(model, micro_batch: int, block_size: int, checkpointing: bo
 
 
 @functools.cache
-def saved_bytes(model, block_size: int, checkpointing: bool) -> int:
+def saved_bytes(model: VariantLMHeadModel, block_size: int, checkpointing: bool) -> int:
     """Bytes that autograd keeps in bf16 for each sequence of `block_size` tokens through a model like `model`.
 
     For GPT-2 Medium some 6 % more than on a GPU: the mask that transformers makes for fake tensors only, and a CPU's
@@ -157,7 +157,7 @@ def saved_bytes(model, block_size: int, checkpointing: bool) -> int:
         return _kept_by_autograd(twin, 2, block_size) - _kept_by_autograd(twin, 1, block_size)  # weights and masks: 0
 
 
-def _kept_by_autograd(model, batch: int, block_size: int) -> int:
+def _kept_by_autograd(model: VariantLMHeadModel, batch: int, block_size: int) -> int:
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from . import checkpoint, network, publishing
@@ -24,7 +25,12 @@ MASK_TOKEN = "<|MASK|>"
 
 
 def export(
-    variant: Variant, config, state_dict: dict[str, torch.Tensor], tokenizer, block_size: int, folder: Path
+    variant: Variant,
+    config: GPT2Config,
+    state_dict: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    folder: Path,
 ) -> None:
     """Write float32 safetensors, configs, tokenizer and model code to `folder`, whole or not at all.
 
@@ -62,16 +68,16 @@ def export(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _exported_class(variant: Variant) -> type:
+def _exported_class(variant: Variant) -> type[GPT2LMHeadModel]:
     """The class to save as: with its code, or transformers' own where it has the `model_type`."""
-    if variant.config_class.model_type == GPT2LMHeadModel.config_class.model_type:
+    if variant.config_class.model_type == GPT2Config.model_type:
         return GPT2LMHeadModel
     variant.config_class.register_for_auto_class()
     variant.model_class.register_for_auto_class("AutoModelForCausalLM")
     return variant.model_class
 
 
-def finish(run: Run, trained) -> None:
+def finish(run: Run, trained: Any) -> None:
     """Export a finished run to `model/`, and say so in `run.json`."""
     folder = Path(run.output_dir)
     record = RunRecord(folder, writes=True)
@@ -194,7 +200,7 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
     chosen, fault = _choose(source)
     if fault:
         lines.append(f"--checkpoint {source}: {fault}")
-    if lines:
+    if lines or chosen is None:
         raise Faults(lines)
     manifest = checkpoint.read_manifest(chosen)
     identity = manifest["identity"]

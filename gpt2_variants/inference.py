@@ -4,7 +4,7 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from .data import DataError, default_split, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
 from .registry import VARIANTS
 from .run import Faults
+
+if TYPE_CHECKING:
+    from .models.modeling_base import VariantLMHeadModel
 
 
 class SavedModel:
@@ -60,13 +63,14 @@ class SavedModel:
         self.block_size = min(self.config.n_positions, self.tokenizer.model_max_length)
 
     @functools.cached_property
-    def model(self):
+    def model(self) -> "VariantLMHeadModel":
         """The model on `device`, in eval mode. Raises `Faults` where weights are missing or do not fit."""
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # its table of missing and surplus weights; they are faults here
         try:
-            model, info = self._model_class.from_pretrained(self.folder, dtype=self.dtype, output_loading_info=True)
+            loaded: Any = self._model_class.from_pretrained(self.folder, dtype=self.dtype, output_loading_info=True)
+            model, info = loaded  # transformers says: a model
         except Exception as err:  # of files, of safetensors, of shapes that differ
             raise Faults([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
         finally:
@@ -125,21 +129,25 @@ class SavedModel:
             seed: of the sampling.
             stream: print prompt and continuation to stdout, word by word as they come.
         """
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}
+        sampling: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}
+        )
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         torch.manual_seed(seed)
-        return self.model.generate(
+        continued: Any = self.model.generate(  # type: ignore[misc]  # a protocol that GPT-2 does not meet either
             ids.to(self.device),
             attention_mask=torch.ones_like(ids).to(self.device),
             max_new_tokens=min(max_new_tokens, self.config.n_positions - ids.shape[1]),
             pad_token_id=pad,
             streamer=TextStreamer(self.tokenizer, **DECODING) if stream else None,
             **(sampling or {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}),
-        ).cpu()
+        )
+        return continued.cpu()
 
     def decode(self, ids: torch.Tensor) -> str:
         """The text of ids (N,)."""
-        return self.tokenizer.decode(ids, **DECODING)
+        text: Any = self.tokenizer.decode(ids, **DECODING)  # of one sequence a string, of several a list
+        return text
 
     def surprise(self, ids: torch.Tensor) -> dict[str, list[float]]:
         """-log p of each token in nats, for ids (1, N), N >= 2; one column for each way of predicting, N entries each.
@@ -149,8 +157,8 @@ class SavedModel:
         """
         ids = ids.to(self.device)
         columns = {"past": [torch.nan, *self.model.score(ids)["next_token"].nll[0].tolist()]}
-        if hasattr(self.model, "infill_log_probs"):
-            columns["past and right neighbour"] = [*(-self.model.infill_log_probs(ids)[0]).tolist(), torch.nan]
+        if infill_log_probs := getattr(self.model, "infill_log_probs", None):
+            columns["past and right neighbour"] = [*(-infill_log_probs(ids)[0]).tolist(), torch.nan]
         return columns
 
     def evaluate(self, tokens: np.ndarray, block_size: int, stride: int, batch_size: int = 8) -> dict[str, float]:
@@ -165,7 +173,7 @@ class SavedModel:
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
-def _model_class(folder: Path) -> type:
+def _model_class(folder: Path) -> "type[VariantLMHeadModel]":
     if not (folder / "config.json").is_file():
         raise Faults([f"--model {folder}: no exported model there (no config.json)"])
     try:

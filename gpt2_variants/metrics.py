@@ -59,7 +59,8 @@ class Stopwatch:
     """Seconds of training: those between `start` and `stop`, on top of the `elapsed` ones of earlier sessions."""
 
     def __init__(self, elapsed: float = 0.0):
-        self._before, self._since = elapsed, None
+        self._before = elapsed
+        self._since: float | None = None
 
     def start(self) -> None:
         """Begin to count."""

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 SECONDS_TO_APPEAR = 60.0  # NFS clients may keep an old listing of a folder for 60 s
 
@@ -68,7 +69,7 @@ def _reachable_by_name() -> bool:
     import psutil
 
     try:
-        named = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+        named = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         return False
     own = {a.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for a in addresses}
@@ -103,7 +104,7 @@ def nodes_without(folder: Path) -> list[str]:
     if number_of_nodes() == 1:
         return []
     folder = folder.absolute()
-    probe: list[str | int] = [f".shared-{secrets.token_hex(8)}", 0]
+    probe: list[Any] = [f".shared-{secrets.token_hex(8)}", 0]
     if dist.get_rank() == 0:  # the nearest folder that is there already: nothing is made before the run may start
         probe[1] = next(up for up, parent in enumerate((folder, *folder.parents)) if parent.is_dir())
     dist.broadcast_object_list(probe)

@@ -4,7 +4,12 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
+
+    from .models.modeling_base import VariantLMHeadModel
 
 GPT2_VOCABULARY = 50_257
 
@@ -43,12 +48,12 @@ class Variant:
     extra_vocabulary: int = 0
 
     @property
-    def model_class(self) -> type:
+    def model_class(self) -> "type[VariantLMHeadModel]":
         """The ...LMHeadModel class. Imports torch and transformers."""
         return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), self.model)
 
     @property
-    def config_class(self) -> type:
+    def config_class(self) -> "type[GPT2Config]":
         """The config class of `model_class`."""
         return self.model_class.config_class
 
@@ -66,7 +71,7 @@ class Variant:
         own = (f for f in dataclasses.fields(self.config_class) if f.name not in not_chosen)
         return {f.name: f.type for f in own if not f.name.startswith("summary_")}
 
-    def make_config(self, size: str | None, tokenizer_size: int, n_positions: int, **fields):
+    def make_config(self, size: str | None, tokenizer_size: int, n_positions: int, **fields: Any) -> "GPT2Config":
         """The config at `size` for a tokenizer of `tokenizer_size` entries; `fields` win over everything.
 
         Without a `size` the `fields` give the shape.

@@ -6,21 +6,26 @@ All faults of a run are collected and raised at once, before any model is built.
 import argparse
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from . import nodes, publishing, warm_start
 from .data import Data, DataError, check_source, load
 from .metrics import wandb_fault
 from .registry import SIZES, VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config
 
 LOCK = ".lock"
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
@@ -86,7 +91,7 @@ class Faults(ValueError):
         self.lines = lines
 
 
-def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None):
+def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A field of `Run` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
     return field(default=default, metadata={"group": group, "help": help, "choices": choices})
 
@@ -98,7 +103,7 @@ class Run:
     As parsed, None means "not asked for"; `resolve` fills in what the preset says.
     """
 
-    variant: str = option(group="model", help="which model", choices=tuple(VARIANTS))
+    variant: str = option(group="model", help="`python -m gpt2_variants list` says more", choices=tuple(VARIANTS))
     preset: str = option(
         "auto",
         group="what to train",
@@ -118,7 +123,7 @@ class Run:
     model_args: dict = option(group="model", help="config fields, as in n_layer=8 resid_pdrop=0")
     init_from: str = option(
         group="model",
-        help="start from the weights of a trained GPT-2: a folder or a Hub id; shape and tokenizer are its own",
+        help="start from a trained GPT-2 or the same variant: a folder or a Hub id; shape and tokenizer are its own",
     )
     attn_implementation: str = option(
         "sdpa",
@@ -206,10 +211,10 @@ class Run:
                 return path
         return Path(given)
 
-    def make_config(self, tokenizer_size: int):
+    def make_config(self, tokenizer_size: int) -> "GPT2Config":
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
         # As many positions as are trained: more would be exported as they were initialised.
-        fields = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
+        fields: dict[str, Any] = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
         if self.init_from is not None:
             fields |= warm_start.config_fields(self.init_from, self.spec)
         fields |= self.model_args
@@ -218,33 +223,79 @@ class Run:
         return config
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+class Parser(argparse.ArgumentParser):
+    """Help in the width of the terminal, at most 100 columns; what cannot be parsed raises `Faults`."""
+
+    def __init__(self, **kwargs: Any):
+        width = min(100, shutil.get_terminal_size().columns)
+        layout = functools.partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=36)
+        super().__init__(formatter_class=layout, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `Faults`, with where the help is."""
         raise Faults([f"{message} (see --help)"])
+
+
+# what an option is where the preset does not say it
+ELSEWHERE = {
+    "block_size": "the variant's",
+    **dict.fromkeys(("train_batch_size", "learning_rate", "weight_decay"), "the DeepSpeed JSON's"),
+}
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME", dict: "FIELD=VALUE"}
+EPILOG = """\
+examples:
+  deepspeed train_ds.py --variant duo_predict
+  python train_ds.py --variant gpt2 --preset demo --max_steps 100 --report_to none
+
+exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite;
+130, 143 stopped by a signal, a checkpoint saved; 1 anything else. README.md, "Train", says more."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
-    parser = _Parser(description="Train one GPT-2 variant with DeepSpeed.", allow_abbrev=False)
+    parser = Parser(
+        usage="deepspeed train_ds.py --variant NAME [options]",
+        description="Train one GPT-2 variant with DeepSpeed.",
+        epilog=EPILOG,
+        add_help=False,
+    )
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(Run):
         title = f.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
-        help_text = f.metadata["help"].replace("%", "%%")
+        metavar, help_text = METAVARS.get(f.type, ""), f.metadata["help"]
         if f.metadata["choices"]:
-            help_text += f" ({', '.join(f.metadata['choices'])})"
+            if len(compact := "|".join(f.metadata["choices"])) <= 24:
+                metavar = compact
+            else:
+                help_text += f": {', '.join(f.metadata['choices'])}"
+        help_text = (help_text + _default_text(f)).replace("%", "%%")
         if f.type is bool:
             action = argparse.BooleanOptionalAction if f.default is None else "store_true"
             group.add_argument(f"--{f.name}", action=action, default=None, help=help_text)
         elif f.type is dict:
-            group.add_argument(f"--{f.name}", nargs="*", metavar="FIELD=VALUE", help=help_text)
+            group.add_argument(f"--{f.name}", nargs="*", metavar=metavar, help=help_text)
         else:
-            group.add_argument(f"--{f.name}", metavar=f.type.__name__.upper(), help=help_text)
+            group.add_argument(f"--{f.name}", metavar=metavar, help=help_text)
+    group.add_argument("-h", "--help", action="help", help="print this, and end")
     # DeepSpeed's launcher passes it; the environment has it too
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     return parser
+
+
+def _default_text(f: dataclasses.Field) -> str:
+    """An option's default, of its own or by preset, in brackets; "" where there is none, or its help says it."""
+    if f.default:
+        return f" (default: {f.default})"
+    said = {preset: values.get(f.name, ELSEWHERE.get(f.name)) for preset, values in PRESETS.items()}
+    said = {preset: value for preset, value in said.items() if value is not None}
+    if not said or f.type is dict:
+        return ""
+    if len(said) == len(PRESETS) and len(set(said.values())) == 1:
+        return f" (default: {said.popitem()[1]})"
+    return f" (default: {', '.join(f'{preset} {value}' for preset, value in said.items())})"
 
 
 def parse(argv: list[str] | None = None) -> Run:
@@ -452,7 +503,7 @@ def _apex_fault() -> str | None:
 def _number_faults(run: Run) -> list[str]:
     lines = []
 
-    def need(ok, name, what):
+    def need(ok: Callable[[Any], bool], name: str, what: str) -> None:
         value = getattr(run, name)
         if value is not None and not ok(value):
             lines.append(f"--{name} {value}: {what}")
@@ -644,7 +695,7 @@ def load_data(run: Run) -> Data:
 
 
 def _resolve_batch(run: Run, config: dict, world: int, path: Path) -> list[str]:
-    def number(key):
+    def number(key: str) -> Any:
         value = config.get(key, "auto")
         return None if value == "auto" else value
 

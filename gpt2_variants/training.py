@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._utils import _unflatten_dense_tensors
+from transformers import GPT2Config
 
 from . import checkpoint, nodes, publishing, warm_start
 from .data import Data, GlobalBatchSampler, data_loader, eval_batches, unigram_perplexity
@@ -107,7 +108,7 @@ def _say_stuck(record: RunRecord, number: int) -> None:
     )
 
 
-def _model_config(run: Run, data: Data):
+def _model_config(run: Run, data: Data) -> GPT2Config:
     config = run.make_config(data.vocab_size)
     mask_token_id = getattr(config, "mask_token_id", None)
     has_mask = mask_token_id is not None and data.tokenizer.mask_token_id == mask_token_id
@@ -123,7 +124,7 @@ def _model_config(run: Run, data: Data):
     return config
 
 
-def _warm_start(run: Run, config) -> WarmStart | None:
+def _warm_start(run: Run, config: GPT2Config) -> WarmStart | None:
     """What the model takes over from `--init_from`, said on rank 0. Raises `Faults`."""
     if run.init_from is None:
         return None
@@ -264,7 +265,7 @@ def _said(cut: dict[str, int]) -> str:
     return f"{cut['world_size']} ranks at ZeRO stage {cut['zero_stage']}"
 
 
-def _open_record(run: Run, data: Data, config, ds_config: dict, resume_from: Path | None) -> RunRecord:
+def _open_record(run: Run, data: Data, config: GPT2Config, ds_config: dict, resume_from: Path | None) -> RunRecord:
     """Create the run's folder (rank 0), with `run.json` and `ds_config.json`."""
     with torch.device("meta"):
         model = run.spec.model_class(config)
@@ -365,7 +366,7 @@ class Stopper:
         signal.set_wakeup_fd(-1)
         self._wakeup.close()
 
-    def _on_signal(self, number: int, frame) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = max(self._signal, number)
 
     def agreed(self) -> int:
@@ -406,7 +407,7 @@ class _Loop:
         self,
         run: Run,
         data: Data,
-        config,
+        config: GPT2Config,
         ds_config: dict,
         total_steps: int,
         record: RunRecord,
@@ -515,13 +516,13 @@ class _Loop:
                 if self.step == first_step:
                     self._report_first_step(loss, began, progress)
                 if due["log"]:
-                    loss = self._mean_loss(loss)  # waits for the device
+                    mean_loss = self._mean_loss(loss)  # waits for the device
                     tokens, now = self._tokens(self.step), self.clock.elapsed
                     speed = (tokens - window_tokens) / (now - window_start)
-                    self._log(self._training_record(loss, rate, tokens, speed))
+                    self._log(self._training_record(mean_loss, rate, tokens, speed))
                     progress.show(
                         self.step,
-                        loss,
+                        mean_loss,
                         speed,
                         eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed,
                     )
@@ -552,7 +553,7 @@ class _Loop:
             start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
             self.record.update(starts=[*earlier, start])
 
-    def _optimizer_step(self, micro_batches) -> torch.Tensor:
+    def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
         items = self._blocks_in_step(self.step) * (self.positions - 1) / (self.world * self.accumulation)
         total = torch.zeros((), device=self.engine.device)
@@ -692,15 +693,17 @@ class _Progress:
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "_Progress":
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: Any) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
-def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False):
+def make_engine(
+    run: Run, config: GPT2Config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False
+) -> tuple[Any, "_Float32Masters"]:
     """DeepSpeed's engine around a new model, and that model's `_Float32Masters`.
 
     Args:
@@ -723,8 +726,8 @@ def make_engine(run: Run, config, ds_config: dict, warm: WarmStart | None = None
     if universal:
         given = {**given, "checkpoint": {**given.get("checkpoint", {}), "load_universal": True}}
     # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
-    unrounded = _float32_parameters(model) if warm is None else dict(model.named_parameters())
-    unrounded = {name: p.detach().clone() for name, p in unrounded.items()}
+    precise = _float32_parameters(model) if warm is None else dict(model.named_parameters())
+    unrounded = {name: p.detach().clone() for name, p in precise.items()}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=_parameter_groups(model, ds_config),
@@ -784,7 +787,7 @@ class _Float32Masters:
         unrounded: name -> initial float32 value, of these parameters and of any other whose master is to be exact.
     """
 
-    def __init__(self, engine, unrounded: dict[str, torch.Tensor]):
+    def __init__(self, engine: Any, unrounded: dict[str, torch.Tensor]):
         self._engine = engine
         for name, parameter in engine.module.named_parameters():
             if name in unrounded and parameter.dtype.itemsize < torch.float32.itemsize:
@@ -812,7 +815,7 @@ def _parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]
     ]
 
 
-def _take_over_schedule(ds_config: dict):
+def _take_over_schedule(ds_config: dict) -> tuple[dict, Callable | None]:
     """The config for DeepSpeed, and the schedule as a callable where the JSON states a linear warm-up and decay from 0.
 
     DeepSpeed's own WarmupDecayLR runs one step late (the first two steps have rate 0) and refuses warm-ups of 0 or 1
@@ -832,7 +835,7 @@ def _take_over_schedule(ds_config: dict):
     return given, lambda opt: get_linear_schedule_with_warmup(opt, warmup, total)
 
 
-def _float32_state_dict(engine) -> dict[str, torch.Tensor] | None:
+def _float32_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
     """Name -> float32 master weight on the CPU, on rank 0; None elsewhere. A collective."""
     weights = {}
     for name, parameter in engine.module.named_parameters():
@@ -842,7 +845,7 @@ def _float32_state_dict(engine) -> dict[str, torch.Tensor] | None:
     return weights or None
 
 
-def _master(engine, parameter: nn.Parameter) -> torch.Tensor:
+def _master(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
     """The float32 master of `parameter`, whole. A collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -851,15 +854,16 @@ def _master(engine, parameter: nn.Parameter) -> torch.Tensor:
     return _stage_0_master(engine, parameter)
 
 
-def _set_master(engine, parameter: nn.Parameter, value: torch.Tensor) -> None:
+def _set_master(engine: Any, parameter: nn.Parameter, value: torch.Tensor) -> None:
     """Set the float32 master of `parameter`, whole, to `value`. On all ranks."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     if hasattr(parameter, "ds_id"):
         # Not the whole: DeepSpeed 0.19 then reads beyond the end of a value that the ranks cannot share out evenly.
-        size = parameter.ds_tensor.numel()
-        padded = nn.functional.pad(value.flatten(), (0, size * parameter.ds_process_group.size() - value.numel()))
-        safe_set_local_fp32_param(parameter, padded.narrow(0, size * parameter.ds_process_group.rank(), size))
+        cut: Any = parameter  # with what DeepSpeed hung on it
+        size = cut.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * cut.ds_process_group.size() - value.numel()))
+        safe_set_local_fp32_param(parameter, padded.narrow(0, size * cut.ds_process_group.rank(), size))
     elif _has_zero_master(parameter):
         safe_set_full_fp32_param(parameter, value)
     else:
@@ -870,7 +874,7 @@ def _has_zero_master(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")  # ZeRO stages 1 and 2; stage 3
 
 
-def _stage_0_master(engine, parameter: nn.Parameter) -> torch.Tensor:
+def _stage_0_master(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
     """Without ZeRO: what the engine's optimizer holds; in float32 the parameter is its own master."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "fp16_groups"):
@@ -894,7 +898,8 @@ def _seed(seed: int) -> None:
 
 
 def _rng_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    kind, keys, *rest = numpy_state
     # in plain types, which torch reads back without unpickling any code
     state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -15,6 +15,8 @@ from .registry import Variant
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+    from transformers import GPT2Config
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -71,7 +73,7 @@ def config_fields(source: str, variant: Variant) -> dict[str, Any]:
 
 
 @functools.lru_cache
-def _config(source: str):
+def _config(source: str) -> "GPT2Config":
     from transformers import AutoConfig, GPT2Config
 
     try:
@@ -104,7 +106,7 @@ class WarmStart:
     weights: "dict[str, torch.Tensor]"
     new: dict[str, int]
 
-    def apply(self, model) -> None:
+    def apply(self, model: "nn.Module") -> None:
         """Copy the weights into `model`; the rest stays as it is."""
         import torch
 
@@ -123,7 +125,7 @@ class WarmStart:
         return f"--init_from {self.source}: {taken:,} values taken over; new: {new or 'none'}"
 
 
-def read(source: str, variant: Variant, config) -> WarmStart:
+def read(source: str, variant: Variant, config: "GPT2Config") -> WarmStart:
     """What a model of `variant` with `config` takes over from `source`.
 
     Raises:
@@ -168,11 +170,12 @@ def _weights(source: str) -> "dict[str, torch.Tensor]":
     disable_progress_bar()
     try:
         with network.offline(_stays_offline(source)):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair; transformers says: a model
                 Path(source).expanduser() if Path(source).exists() else source,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
+            model, info = loaded
     except Exception as err:  # Hub, safetensors, pickle: their errors share no base class
         raise WarmStartError(
             f"--init_from {source}: its weights cannot be read ({' '.join(str(err).split())[:200]}); {LEGAL}"

@@ -404,3 +404,27 @@ def test_list_gives_every_variants_parameters(capsys):
         assert family == VARIANTS[name].family
         (line,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
         assert line.endswith(f"| {parameters} | {block_size} |")
+
+
+@pytest.mark.parametrize("name", sorted(__main__.COMMANDS))
+def test_help_of_a_command_is_short_and_says_every_option(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as ended:
+        __main__.make_parser().parse_args([name, "--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: python -m gpt2_variants {name}")
+    assert lines[1] == ""
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    options = [line for line in lines if line.startswith("  ")]
+    assert not [line for line in options if re.fullmatch(r" +--?\w+( [\w|]+)?", line)], "an option without help"
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        __main__.make_parser().parse_args(["--help"])
+    out = capsys.readouterr().out
+    for name in __main__.COMMANDS:
+        assert len(re.findall(rf"^    {name} +\w", out, flags=re.MULTILINE)) == 1
+    assert "exit codes: 0 done" in out

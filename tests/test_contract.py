@@ -111,7 +111,7 @@ def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_pat
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
 
 
-# variants.md, the table of the published runs
+# variants.md, the table of the published runs; a variant that is not published has no entry
 PARAMETERS = {
     "gpt2": 354_823_168,
     "drift": 354_872_320,
@@ -145,8 +145,9 @@ def test_parameter_count_equals_the_published_one_and_the_formula(variant):
         model = record.model_class(record.make_config("gpt2-medium", 50257, record.block_size))
     v, s, e, layers = 50257 + record.extra_vocabulary, record.block_size, 1024, 24
     gpt2 = (v + s) * e + layers * (12 * e * e + 13 * e) + 2 * e
-    assert model.num_parameters() == PARAMETERS[variant]
-    assert model.num_parameters() == gpt2 + OWN_PARAMETERS.get(variant, 0)
+    assert model.num_parameters() == gpt2 + OWN_PARAMETERS.get(variant, 0), "tell its own parameters in OWN_PARAMETERS"
+    if variant in PARAMETERS:
+        assert model.num_parameters() == PARAMETERS[variant]
 
 
 def test_sdpa_and_eager_agree(variant):
@@ -213,6 +214,13 @@ def test_left_padded_rows_generate_what_unpadded_rows_do(variant):
     behind_padding = model.generate(padded, attention_mask=mask, **kwargs)
     assert torch.equal(plain.sequences[0, 9:], behind_padding.sequences[0, 13:])
     torch.testing.assert_close(behind_padding.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+def test_generation_forms_the_logits_of_the_last_token_only(variant):
+    model, shapes = tiny(variant), []
+    model.lm_head.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    model.generate(random_ids(2, 9), max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert shapes == [(2, 1, model.config.vocab_size)] * 3
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}])

@@ -1,6 +1,8 @@
 """The house: who may import whom, and what stands where."""
 
 import ast
+import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -11,7 +13,7 @@ PACKAGE = ROOT / "gpt2_variants"
 MAY_IMPORT = {
     "__init__": {"registry"},
     "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "report"},
-    "registry": set(),
+    "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
     "publishing": {"network"},
     "warm_start": {"registry", "network"},
@@ -20,7 +22,7 @@ MAY_IMPORT = {
     | {"warm_start", "publishing"},
     "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing"},
     "model_card": {"registry", "data"},
-    "inference": {"registry", "data", "evaluation", "run"},
+    "inference": {"registry", "data", "evaluation", "run", "models"},
     "report": {"run", "metrics", "evaluation", "inference"},
     "dry_run": {"registry", "run", "metrics", "models"},
     "metrics": {"network"},
@@ -88,3 +90,24 @@ def test_the_visible_top_level():
 
 def test_the_command_is_a_command():
     assert len((ROOT / "train_ds.py").read_text().splitlines()) < 80
+
+
+def test_the_version_stands_in_one_place(monkeypatch):
+    """In `gpt2_variants/__init__.py`, which setup.py reads; beside it in headings of the changelog only."""
+    (line,) = (PACKAGE / "__init__.py").read_text().split("__version__ = ")[1:]
+    version = line.split('"')[1]
+    given = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert given["version"] == version
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.json", ".*"], cwd=ROOT, capture_output=True, text=True
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    stated = [rf"version\W{{0,8}}{re.escape(version)}\b", rf"gpt2[_-]variants\W{{1,4}}{re.escape(version)}\b"]
+    for name in set(tracked.stdout.split()) - {"gpt2_variants/__init__.py", ".github/CHANGELOG.md"}:
+        text = (ROOT / name).read_text()
+        assert not any(re.search(pattern, text, flags=re.IGNORECASE) for pattern in stated), name
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / ".github/CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert {version, "Unreleased"} & set(headings)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
+import gpt2_variants
 from gpt2_variants import VARIANTS, run
 from gpt2_variants.run import Faults, parse, resolve_ds_config
 
@@ -272,11 +274,54 @@ def test_dry_run_prints_the_run_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_every_option():
-    out = command("--help")
-    assert out.returncode == 0
-    for f in dataclasses.fields(run.Run):
-        assert f"--{f.name}" in out.stdout
+def test_help_names_every_option_once_on_two_screens(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = run.make_parser().format_help().splitlines()
+    assert lines[0] == "usage: deepspeed train_ds.py --variant NAME [options]"
+    named = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
+    assert sorted(named) == sorted(f"--{f.name}" for f in dataclasses.fields(run.Run))
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    for variant in VARIANTS:
+        assert f" {variant}," in text or f" {variant} " in text
+    for default in (
+        *("wandb", "42", "0.1", "seed 500, demo 100", "seed the variant's, demo 64", "demo 400"),
+        *("seed the DeepSpeed JSON's, demo 0.002", "the DeepSpeed JSON's", "sdpa", "auto"),
+    ):
+        assert f"(default: {default})" in text
+    assert "exit codes: 0 finished" in text
+
+
+def test_help_is_narrower_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = [line for line in run.make_parser().format_help().splitlines() if len(line) > 80]
+    assert not [line for line in wide if line.startswith("  --")]
+
+
+@pytest.mark.parametrize(
+    "words", [["train_ds.py", "--help"], ["-m", "gpt2_variants", "-h"], ["-m", "gpt2_variants", "evaluate", "--help"]]
+)
+def test_help_is_quick(words):
+    """It imports nothing that takes seconds; a command that does its work registers the Auto classes all the same."""
+    command = [sys.executable, "-X", "importtime", *words]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.startswith("usage: ")
+    imported = {line.split("|")[2].strip() for line in out.stderr.splitlines() if line.count("|") == 2}
+    assert "gpt2_variants.run" in imported
+    assert not imported & {"torch", "transformers", "deepspeed", "datasets", "wandb"}
+
+
+def test_other_commands_register_the_auto_classes(monkeypatch):
+    for words, quick in (
+        (["python", "train_ds.py", "--variant", "gpt2"], False),
+        (["python", "-m", "gpt2_variants", "list"], False),
+        (["python", "mine.py", "--help"], False),
+        (["python", "-m", "gpt2_variants", "list", "--help"], True),
+        (["python", "/somewhere/train_ds.py", "-h"], True),
+    ):
+        monkeypatch.setattr(sys, "orig_argv", words)
+        assert gpt2_variants._prints_help() is quick, words
 
 
 def test_apex_is_refused_with_the_way_to_build_it(ask, monkeypatch):

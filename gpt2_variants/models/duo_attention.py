@@ -13,7 +13,8 @@ Shape legend: B batch, S tokens, H heads, D head size, C queries in a block, K k
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,14 +77,26 @@ class _Blocks:
         extras: where the other keys begin, one of each for every query.
     """
 
-    def __init__(self, query, key, value, first, queries, past, extras, dropout, scale, generator):
+    def __init__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        first: int,
+        queries: int,
+        past: int,
+        extras: list[int],
+        dropout: float,
+        scale: float,
+        generator: torch.Generator | None,
+    ):
         self.query, self.key, self.value = query, key, value
         self.first, self.queries, self.past, self.extras = first, queries, past, extras
         # A probability of 2^-16 n is dropped exactly: random bits are the most of what dropout costs on a CPU.
         self.dropped = round(dropout * 2**16)
         self.scale, self.generator = scale, generator
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[slice, int, list[slice], torch.Tensor, torch.Tensor | None]]:
         """Per block: the slice of its queries, K, its slices of the other keys, and its probabilities and dropout.
 
         The probabilities are (B * H, C, K + extras), float32 or better; dropout is a factor of that shape, or None.
@@ -116,18 +129,26 @@ def _float32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype.itemsize < torch.float32.itemsize else x
 
 
-def _streams(tensors, seed, num_tokens, neighbour, dropout, scale):
+def _streams(
+    tensors: Sequence[torch.Tensor],
+    seed: torch.Tensor,
+    num_tokens: int,
+    neighbour: bool,
+    dropout: float,
+    scale: float,
+) -> Iterator[tuple[_Blocks, tuple[torch.Tensor, ...]]]:
     """Both streams of a few heads after the other; of the `tensors` (B * H, ., .), the first are query, key and value.
 
     Few enough heads that the probabilities of a block stay in a CPU's cache. Yields `_Blocks`, and the heads' tensors.
     """
     device = tensors[0].device
     generator = torch.Generator(device).manual_seed(int(seed)) if dropout else None
-    tokens = (0, num_tokens, num_tokens, [])
+    tokens: tuple[int, int, int, list[int]] = (0, num_tokens, num_tokens, [])
     slots = (num_tokens, num_tokens - 1, num_tokens - 2, _extra_keys(num_tokens, neighbour))
     for heads in zip(*(x.split(HEADS) if device.type == "cpu" else [x] for x in tensors), strict=True):
+        query, key, value, *_ = heads
         for stream in (tokens, slots):
-            yield _Blocks(*heads[:3], *stream, dropout, scale, generator), heads
+            yield _Blocks(query, key, value, *stream, dropout, scale, generator), heads
 
 
 def _merge_heads(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -138,7 +159,7 @@ def _in_own_dtype(operator: Callable) -> Callable:
     """`operator`, whose first argument is a tensor, with autocast off: it would round the scores."""
 
     @functools.wraps(operator)
-    def run(*args):
+    def run(*args: Any) -> Any:
         with torch.autocast(args[0].device.type, enabled=False):
             return operator(*args)
 
@@ -170,7 +191,7 @@ def _blockwise(
 
 
 @_blockwise.register_fake
-def _(query, key, value, seed, num_tokens, neighbour, dropout, scale):
+def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
 
 
@@ -212,20 +233,23 @@ def _blockwise_backward(
                 grad_q_rows += grad_scores[..., column, None] * k[:, other]
                 grad_k[:, other] += grad_scores[..., column, None] * q_rows
             grad_q[:, rows] = grad_q_rows
-    return tuple(x.to(query.dtype).view(query.shape) for x in grads)
+    of_query, of_key, of_value = (x.to(query.dtype).view(query.shape) for x in grads)
+    return of_query, of_key, of_value
 
 
 @_blockwise_backward.register_fake
-def _(grad, query, key, value, seed, num_tokens, neighbour, dropout, scale):
+def _(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
 
 
-def _keep_for_backward(ctx, inputs, output) -> None:
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     query, key, value, seed, *ctx.options = inputs
     ctx.save_for_backward(query, key, value, seed)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return *_blockwise_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 
@@ -236,11 +260,20 @@ class _FlashDuoAttention(torch.autograd.Function):
     """Both pasts by a flash attention kernel, a slot's other keys merged with theirs through the log-sum-exp."""
 
     @staticmethod
-    def forward(ctx, query, key, value, num_tokens, neighbour, dropout, scale):
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        num_tokens: int,
+        neighbour: bool,
+        dropout: float,
+        scale: float,
+    ) -> torch.Tensor:
         past = num_tokens - 2
         tokens = [x[:, :, :num_tokens] for x in (query, key, value)]
         slots = [query[:, :, num_tokens + 1 :], key[:, :, :past], value[:, :, :past]]
-        out_tokens, lse_tokens, *random_tokens = _flash(*tokens, dropout, scale)
+        out_tokens, lse_tokens, *random_tokens = _flash(*tokens, dropout=dropout, scale=scale)
 
         q = query[:, :, num_tokens:]
         others = [slice(first, first + num_tokens - 1) for first in _extra_keys(num_tokens, neighbour)]
@@ -251,12 +284,12 @@ class _FlashDuoAttention(torch.autograd.Function):
             factor = torch.ones_like(scores)
         lse = scores.logsumexp(-1)
         if past:
-            out_past, lse_past, *random_slots = _flash(*slots, dropout, scale)
+            out_past, lse_past, *random_slots = _flash(*slots, dropout=dropout, scale=scale)
             lse_past = F.pad(lse_past, (1, 0), value=-torch.inf)  # m_1 has no past
             lse = torch.logaddexp(lse, lse_past)
             out_slots = F.pad(out_past, (0, 0, 1, 0)) * (lse_past - lse).exp().unsqueeze(-1)
         else:
-            random_slots, out_slots = random_tokens, 0
+            random_slots, out_slots = random_tokens, torch.zeros_like(q)
         weights = (scores - lse.unsqueeze(-1)).exp() * factor
         for column, other in enumerate(others):
             out_slots = out_slots + weights[..., column, None] * value[:, :, other]
@@ -268,12 +301,13 @@ class _FlashDuoAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse_tokens, lse, factor, *random = ctx.saved_tensors
         num_tokens, past = ctx.num_tokens, ctx.num_tokens - 2
         random_tokens, random_slots = random[: len(random) // 2], random[len(random) // 2 :]
         tokens = [x[:, :, :num_tokens] for x in (grad, query, key, value, out)]
-        grad_q, grad_k, grad_v = _flash_backward(*tokens, lse_tokens, random_tokens, ctx.dropout, ctx.scale)
+        options = {"dropout": ctx.dropout, "scale": ctx.scale}
+        grad_q, grad_k, grad_v = _flash_backward(*tokens, lse=lse_tokens, random=random_tokens, **options)
 
         q, g, o = (x[:, :, num_tokens:] for x in (query, grad, out))
         delta = _dot(g, o)
@@ -282,7 +316,7 @@ class _FlashDuoAttention(torch.autograd.Function):
         if past:
             # with the merged output and log-sum-exp: the gradients of the merged softmax
             slots = (g[:, :, 1:], q[:, :, 1:], key[:, :, :past], value[:, :, :past], o[:, :, 1:])
-            grads = _flash_backward(*slots, lse[:, :, 1:].contiguous(), random_slots, ctx.dropout, ctx.scale)
+            grads = _flash_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
             grad_q_slots[:, :, 1:] += grads[0]
             grad_k[:, :, :past] += grads[1]
             grad_v[:, :, :past] += grads[2]
@@ -302,7 +336,9 @@ def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (_float32(x) * y).sum(-1)
 
 
-def _flash(query, key, value, dropout: float, scale: float) -> tuple[torch.Tensor, ...]:
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float, scale: float
+) -> tuple[torch.Tensor, ...]:
     """Causal attention: its output, its log-sum-exp (B, H, S), and on CUDA the state of its random numbers."""
     if query.device.type != "cpu":
         attention = torch.ops.aten._scaled_dot_product_flash_attention
@@ -311,7 +347,18 @@ def _flash(query, key, value, dropout: float, scale: float) -> tuple[torch.Tenso
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
 
 
-def _flash_backward(grad, query, key, value, out, lse, random, dropout: float, scale: float):
+def _flash_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    lse: torch.Tensor,
+    random: Sequence[torch.Tensor],
+    dropout: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if query.device.type != "cpu":
         backward, length = torch.ops.aten._scaled_dot_product_flash_attention_backward, query.shape[2]
         return backward(

@@ -8,7 +8,8 @@ of its input, 10.75 for 11.03 in bf16, and multiplies bf16 in float32 on a CPU: 
 Shape legend: B batch, N predictions, R rows of a chunk, E channels, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class LMHead(nn.Linear):
         """Fuse the elementwise part of the loss by `torch.compile`."""
         self._logits_to_grad = torch.compile(logits_to_grad, dynamic=False)
 
-    def forward(
+    def forward(  # type: ignore[override]  # nn.Linear's scores nothing
         self,
         hidden: torch.Tensor,
         targets: torch.Tensor | None = None,
@@ -138,13 +139,16 @@ class _SummedLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden` (N, E) times `weight` (V, E) for `targets` (N,), its gradients made with it."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, loss_and_grad):
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, loss_and_grad: Callable
+    ) -> torch.Tensor:
         size = chunk_rows(hidden.device.type)
         precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
         padding = padding_of(weight)
         padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
         total = torch.zeros((), dtype=precise, device=hidden.device)
-        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight: torch.Tensor | None = None
         for h, t, grad_h in zip(hidden.split(size), targets.split(size), grad_hidden.split(size), strict=True):
             logits = torch.mm(h, padded.t())
             if padding:
@@ -161,13 +165,14 @@ class _SummedLoss(torch.autograd.Function):
                 grad_weight.addmm_(grad.t(), h)
             else:  # a chunk's part in the model's dtype, as the plain head's gradient is; their sum is not
                 grad_weight += torch.mm(grad.t(), h)
+        assert grad_weight is not None  # split gives a chunk even of no rows
         ctx.save_for_backward(grad_hidden, grad_weight[: len(weight)])
         ctx.dtype = weight.dtype
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = torch.empty_like(grad_weight, dtype=ctx.dtype)
         return (grad_hidden * grad).to(grad_hidden.dtype), torch.mul(grad_weight, grad, out=scaled), None, None

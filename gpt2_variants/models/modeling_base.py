@@ -3,10 +3,13 @@
 Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import GPT2Config
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -14,6 +17,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
     GPT2Attention,
     GPT2LMHeadModel,
     GPT2Model,
+    GPT2PreTrainedModel,
     eager_attention_forward,
 )
 
@@ -31,14 +35,14 @@ class VariantOutput(CausalLMOutputWithCrossAttentions):
     token_scores: dict[str, TokenScores] | None = None
 
 
-class Float32Parameters:
+class Float32Parameters(nn.Module):
     """Mixin of a module whose parameters and buffers count in float32, whatever the dtype of the model around it.
 
     They survive `model.bfloat16()`, and `from_pretrained(dtype=...)` where `_keep_in_fp32_modules_strict` names them.
     A training engine that casts a parameter all the same hands its float32 master value in by `set_master`.
     """
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Float32Parameters":
         def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
             return tensor.to(result.device) if result.dtype.itemsize < tensor.dtype.itemsize else result
@@ -102,10 +106,10 @@ class VariantAttention(GPT2Attention):
         dropout = self.attn_dropout.p if self.training else 0.0
         return backend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
-    def forward(
+    def forward(  # type: ignore[override]  # transformers calls hidden_states a tuple; it is a tensor there too
         self,
         hidden_states: torch.Tensor,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = False,
         **kwargs,
@@ -122,8 +126,10 @@ class VariantAttention(GPT2Attention):
         return self.resid_dropout(self.c_proj(mixed.flatten(2))), weights
 
 
-class ScaledInit:
+class ScaledInit(GPT2PreTrainedModel):
     """GPT-2's initialisation, also where transformers would leave out a part of it."""
+
+    config_class: type[GPT2Config]
 
     def _initialize_weights(self, module: nn.Module, *_) -> None:
         # transformers takes classes outside its own package for code that does not know its init flags, and then skips
@@ -141,7 +147,7 @@ class VariantModel(ScaledInit, GPT2Model):
 
     attention_class: type[VariantAttention] | None = None
 
-    def __init__(self, config):
+    def __init__(self, config: GPT2Config):
         super().__init__(config)
         if self.attention_class is not None:
             for layer_idx, block in enumerate(self.h):
@@ -157,7 +163,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
 
     transformer_class: type[VariantModel] = VariantModel
 
-    def __init__(self, config):
+    def __init__(self, config: GPT2Config):
         # Not GPT2LMHeadModel's own __init__, which would build and initialise the stock blocks first.
         super(GPT2LMHeadModel, self).__init__(config)
         self.transformer = self.transformer_class(config)
@@ -217,7 +223,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             ValueError: `skip_logits` or `return_token_scores` without `labels`.
         """
         if skip_logits or return_token_scores:
-            if labels is None:
+            if labels is None or input_ids is None:
                 raise ValueError("skip_logits and return_token_scores score labels: pass labels=input_ids")
             streams = self.prediction_streams(
                 input_ids, labels, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
@@ -257,7 +263,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
 
 def mean_loss(scores: dict[str, TokenScores], num_items_in_batch: torch.Tensor | float | None = None) -> torch.Tensor:
     """The mean over all predictions of all streams: a scalar, in nats. Ignored ones count in neither sum."""
-    total = sum(s.nll.sum() for s in scores.values())
+    total = functools.reduce(torch.add, (s.nll.sum() for s in scores.values()))
     if num_items_in_batch is None:
         num_items_in_batch = sum(s.valid.sum() for s in scores.values())
     return total / num_items_in_batch

@@ -31,7 +31,7 @@ class DDGPT2Config(GPT2Config):
     apply_diffusion: bool = True
     baseline_each_head: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         for name in ("apply_drift", "apply_diffusion", "baseline_each_head"):
             if not isinstance(value := getattr(self, name), bool):
@@ -55,7 +55,14 @@ class DDAttention(VariantAttention):
             if parameter is not None:
                 init.normal_(parameter, mean=0.0, std=std)
 
-    def attend(self, query, key, value, attention_mask, **kwargs):
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `VariantAttention.attend`, drifted and, in training, diffused: (B, Sq, H, D)."""
         heads, weights = super().attend(query, key, value, attention_mask, **kwargs)
         if self.drift_param is not None:

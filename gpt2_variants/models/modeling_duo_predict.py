@@ -15,13 +15,18 @@ Shape legend: B batch, S tokens, H heads, D head size, E = H * D, V vocabulary (
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config
+from transformers import GenerationConfig, GPT2Config
 from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
 
 from .duo_attention import duo_attention
 from .loss_head import IGNORE_INDEX, score_logits
@@ -48,7 +53,7 @@ class DuoPredictGPT2Config(GPT2Config):
     mask_token_id: int | None = None
     leak_free: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         if not isinstance(self.leak_free, bool):
             raise ValueError(f"leak_free={self.leak_free!r}: true or false is allowed")
@@ -95,15 +100,15 @@ class DuoPredictAttention(VariantAttention):
 
     def attend(
         self,
-        query,
-        key,
-        value,
-        attention_mask,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         num_tokens: int | None = None,
         neighbour: bool = True,
         infill_mask: torch.Tensor | None = None,
         **kwargs,
-    ):
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `VariantAttention.attend`; with `num_tokens`, S, over both streams.
 
         Args:
@@ -116,7 +121,8 @@ class DuoPredictAttention(VariantAttention):
         if infill_mask is None:
             mixed = duo_attention(query, key, value, num_tokens, neighbour, dropout, self.scaling)
             return mixed.transpose(1, 2), None
-        tokens, _ = super().attend(*(x[:, :, :num_tokens] for x in (query, key, value)), attention_mask, **kwargs)
+        q, k, v = (x[:, :, :num_tokens] for x in (query, key, value))
+        tokens, _ = super().attend(q, k, v, attention_mask, **kwargs)
         slots = F.scaled_dot_product_attention(
             query[:, :, num_tokens:], key, value, attn_mask=infill_mask, dropout_p=dropout, scale=self.scaling
         )
@@ -129,10 +135,14 @@ class DuoPredictGPT2Model(VariantModel):
     config_class = DuoPredictGPT2Config
     attention_class = DuoPredictAttention
 
-    def forward(self, input_ids=None, *args, infill: bool = False, **kwargs):
+    def forward(
+        self, input_ids: torch.Tensor | None = None, *args: Any, infill: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[torch.Tensor, torch.Tensor]:
         """As `GPT2Model.forward`; with `infill`, the final hidden states of both streams: (B, S, E) and (B, S-1, E)."""
         if not infill:
             return super().forward(input_ids, *args, **kwargs)
+        if input_ids is None:
+            raise ValueError("infill needs input_ids")
         return self._forward_streams(input_ids, *args, **kwargs)
 
     def _forward_streams(
@@ -169,7 +179,9 @@ class DuoPredictGPT2Model(VariantModel):
         return self.ln_f(hidden).split([num_tokens, num_tokens - 1], dim=1)
 
     @staticmethod
-    def _infill_mask(num_tokens: int, neighbour: bool, attention_mask: torch.Tensor | None, device) -> torch.Tensor:
+    def _infill_mask(
+        num_tokens: int, neighbour: bool, attention_mask: torch.Tensor | None, device: torch.device
+    ) -> torch.Tensor:
         """(B or 1, 1, S-1, 2S-1). Padding (B, S) is hidden from the slots too; a slot always sees itself."""
         mask = infill_visibility(num_tokens, neighbour, device)[None, None]
         if attention_mask is None:
@@ -188,13 +200,21 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         """The tokens and one mask slot for each but the last."""
         return 2 * num_tokens - 1
 
-    def generate(self, inputs: torch.Tensor | None = None, generation_config=None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         """As for every causal LM; the mask entry, which no stream is trained to predict, is never generated."""
         if generation_config is None or generation_config.suppress_tokens is None:
             kwargs.setdefault("suppress_tokens", [self.config.mask_token_id])
-        return super().generate(inputs, generation_config, **kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]  # as for parallel
 
-    def prediction_streams(self, input_ids, labels, **kwargs):
+    def prediction_streams(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Token k predicts token k+1 ("next_token"); mask slot k predicts token k ("infill"); k = 1..S-1."""
         tokens, slots = self.transformer(input_ids, infill=True, **kwargs)
         return {"next_token": (tokens[:, :-1], labels[:, 1:]), "infill": (slots, labels[:, :-1])}
@@ -233,6 +253,8 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         return_token_scores: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
@@ -252,6 +274,8 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
                 labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
                 skip_logits=skip_logits,
                 return_token_scores=return_token_scores,
                 num_items_in_batch=num_items_in_batch,

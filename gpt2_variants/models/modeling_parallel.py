@@ -8,10 +8,13 @@ h <- L + R; concat: h <- W [L; R] + c, where `bottleneck`, a linear map from 2E 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import GPT2Config
+from transformers.generation.utils import GenerateOutput
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from .modeling_base import VariantLMHeadModel, VariantModel
 from .wide_pair import WidePair, can_be_wide
@@ -30,7 +33,7 @@ class ParallelGPT2Config(GPT2Config):
 
     bottleneck_method: str = "mean"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         if self.bottleneck_method not in METHODS:
             raise ValueError(f"bottleneck_method={self.bottleneck_method!r}: one of {', '.join(METHODS)} is allowed")
@@ -46,13 +49,13 @@ class PairedBlocks(nn.ModuleList):
         self._merge = merge
         self._wide: dict[nn.Module, WidePair] = {}
 
-    def __iter__(self) -> Iterator[Callable[..., torch.Tensor]]:
+    def __iter__(self) -> Iterator[Callable[..., torch.Tensor]]:  # type: ignore[override]  # GPT2Model only calls them
         return (partial(self._run_pair, left, right) for left, right in self._pairs())
 
     __repr__ = nn.Module.__repr__  # ModuleList's iterates, and would print pairs that hold this list again
 
-    def _pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        blocks = super().__iter__()
+    def _pairs(self) -> Iterator[tuple[GPT2Block, GPT2Block]]:
+        blocks = cast(Iterator[GPT2Block], super().__iter__())
         return zip(blocks, blocks, strict=True)
 
     def _run_pair(self, left: nn.Module, right: nn.Module, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -62,7 +65,7 @@ class PairedBlocks(nn.ModuleList):
         return self._merge(left(hidden, *args, **kwargs), right(hidden, *args, **kwargs))
 
     @contextmanager
-    def widened(self):
+    def widened(self) -> Iterator[None]:
         """While it lasts, steps of one token run the blocks of a pair as one computation, where they can be.
 
         For as long the blocks' weights must not change, and lie in memory twice.
@@ -78,6 +81,7 @@ class ParallelGPT2Model(VariantModel):
     """`GPT2Model` whose blocks run in pairs on the same input."""
 
     config_class = ParallelGPT2Config
+    h: PairedBlocks
 
     def __init__(self, config: ParallelGPT2Config):
         super().__init__(config)
@@ -87,7 +91,7 @@ class ParallelGPT2Model(VariantModel):
 
     def merge(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """One (B, S, E) of a pair's two."""
-        if self.config.bottleneck_method == "concat":
+        if self.bottleneck is not None:
             return self.bottleneck(torch.cat([left, right], dim=-1))
         total = left + right
         return total / 2 if self.config.bottleneck_method == "mean" else total
@@ -98,8 +102,9 @@ class ParallelGPT2LMHeadModel(VariantLMHeadModel):
 
     config_class = ParallelGPT2Config
     transformer_class = ParallelGPT2Model
+    transformer: ParallelGPT2Model
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> GenerateOutput | torch.LongTensor:
         """As for every causal LM; each new token takes half of GPT-2's depth, see `PairedBlocks.widened`."""
         with self.transformer.h.widened():
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]  # a protocol that GPT-2 does not meet either

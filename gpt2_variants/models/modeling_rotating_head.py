@@ -8,6 +8,8 @@ f is learned ("lr") or fixed in geometric progression ("gp"); with `use_norm` it
 angle at position 1000 in bf16 is noise, and so is one of a bf16 frequency: both are float32 whatever the model's dtype.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -38,7 +40,7 @@ class RotatingHeadGPT2Config(GPT2Config):
     use_norm: bool = False
     base_frequency: float = 10000.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         if self.rotatinghead not in METHODS:
             raise ValueError(f"rotatinghead={self.rotatinghead!r}: one of {', '.join(METHODS)} is allowed")
@@ -105,27 +107,27 @@ class Rotation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(query, key, angles):
+    def forward(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As `rotate`."""
         return turn((query, key), angles)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
         """Keep the two outputs, and the angles: their cosines are cheaper to compute again."""
         ctx.save_for_backward(*output, inputs[2])
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of query, key and angles."""
         *rotated, angles = ctx.saved_tensors
         turned_back = turn(gradients, -angles)
         if not ctx.needs_input_grad[2]:
             return *turned_back, None
-        by_angle = 0
+        by_angle = []
         for g, y in zip(gradients, rotated, strict=True):
             g = g.to(angles.dtype)
-            by_angle = by_angle + (g[..., 1::2] * y[..., ::2] - g[..., ::2] * y[..., 1::2]).sum(0)
-        return *turned_back, by_angle
+            by_angle.append((g[..., 1::2] * y[..., ::2] - g[..., ::2] * y[..., 1::2]).sum(0))
+        return *turned_back, by_angle[0] + by_angle[1]
 
 
 def turn(tensors: tuple[torch.Tensor, ...], angles: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -138,8 +140,8 @@ def turn(tensors: tuple[torch.Tensor, ...], angles: torch.Tensor) -> tuple[torch
         factor = torch.complex(cos, sin)
         # an unfused attention's gradient of the key lies transposed
         adjacent = (x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
-        pairs = (torch.view_as_complex(x.to(angles.dtype).unflatten(-1, (-1, 2))) for x in adjacent)
-        turned = (torch.view_as_real(x * factor) for x in pairs)
+        numbers = (torch.view_as_complex(x.to(angles.dtype).unflatten(-1, (-1, 2))) for x in adjacent)
+        turned = (torch.view_as_real(x * factor) for x in numbers)
     return tuple(y.flatten(-2).type_as(x) for x, y in zip(tensors, turned, strict=True))
 
 
@@ -150,7 +152,8 @@ def rotate(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tupl
     """
     if torch.is_grad_enabled():
         return Rotation.apply(query, key, angles)
-    return turn((query, key), angles)  # a decoded token's rotation takes a third of the time without the Function
+    query, key = turn((query, key), angles)  # a decoded token's takes a third of the time without the Function
+    return query, key
 
 
 class RotatingHeadAttention(VariantAttention):
@@ -164,12 +167,21 @@ class RotatingHeadAttention(VariantAttention):
         """As `HeadwiseRotation.reset_parameters`."""
         self.rope.reset_parameters()
 
-    def place(self, query, key, first_slot):
+    def place(
+        self, query: torch.Tensor, key: torch.Tensor, first_slot: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `VariantAttention.place`: rotated by their absolute slots."""
         angles = self.rope(first_slot + torch.arange(query.shape[2], device=query.device))
         return rotate(query, key, angles)
 
-    def attend(self, query, key, value, attention_mask, **kwargs):
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `VariantAttention.attend`."""
         if torch.is_grad_enabled():
             # a view of c_attn's whole output: kept for the backward pass, it would keep the unrotated ones in memory

@@ -11,6 +11,7 @@ Shape legend: B batch, E = H * D the width, H heads, D head size; 2 the blocks o
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, eager_attention_forward
 from transformers.pytorch_utils import Conv1D
@@ -48,9 +49,8 @@ class WidePair:
 
     def _stack(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight, (2, 1, E) of a norm or (2, in, out), and bias (2, 1, out)."""
-        modules = [block.get_submodule(name) for block in self._blocks]
-        weight = torch.stack([module.weight.detach() for module in modules])
-        bias = torch.stack([module.bias.detach() for module in modules]).unsqueeze(1)
+        weight = torch.stack([block.get_parameter(f"{name}.weight").detach() for block in self._blocks])
+        bias = torch.stack([block.get_parameter(f"{name}.bias").detach() for block in self._blocks]).unsqueeze(1)
         return weight if weight.dim() == 3 else weight.unsqueeze(1), bias
 
     def observed(self) -> bool:
@@ -60,7 +60,7 @@ class WidePair:
     def __call__(
         self,
         hidden: torch.Tensor,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: None = None,
         encoder_attention_mask: None = None,
@@ -74,7 +74,9 @@ class WidePair:
         left, right = (after_attention + self._linear("mlp.c_proj", inner)).unsqueeze(2)
         return left, right
 
-    def _attend(self, x: torch.Tensor, past_key_values, attention_mask, **kwargs) -> torch.Tensor:
+    def _attend(
+        self, x: torch.Tensor, past_key_values: Cache | None, attention_mask: torch.Tensor | None, **kwargs
+    ) -> torch.Tensor:
         """(2, B, E) -> (2, B, E), each block with its own layer of the cache."""
         attention = self._blocks[0].attn
         heads = self._linear("attn.c_attn", x).view(*x.shape[:2], 3, attention.num_heads, 1, attention.head_dim)
