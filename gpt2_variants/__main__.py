@@ -64,8 +64,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
 
-    report = commands.add_parser("report", help="a run's figures, and its plot anew")
-    report.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
+    report = commands.add_parser(
+        "report", help="runs beside one another: figures, curves, what the models learned", allow_abbrev=False
+    )
+    report.add_argument(
+        "runs", type=Path, nargs="+", help="run folders, such as runs/gpt2 runs/duo_predict, or model folders"
+    )
+    report.add_argument(
+        "--output_dir",
+        type=Path,
+        help="where report.html and report.md go (default: report, in the folder of them all)",
+    )
     return parser
 
 
@@ -200,11 +209,15 @@ def _export(arguments) -> None:
 
 
 def _report(arguments) -> None:
-    from .report import plot, summary
+    from .report import plot, summary, write
 
-    for folder in arguments.runs:
-        print(summary(folder))
-        print(f"plot        {plot(folder)}")
+    report = write(arguments.runs, arguments.output_dir)
+    if len(arguments.runs) == 1 and (arguments.runs[0] / "run.json").exists():
+        print(summary(arguments.runs[0]))
+        print(f"plot        {plot(arguments.runs[0])}")
+    print(f"\n{report.text}\n")
+    print(f"page        {report.page}")
+    print(f"table       {report.table}")
 
 
 COMMANDS = {"list": _list, "generate": _generate, "evaluate": _evaluate, "export": _export, "report": _report}

@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run", "warm_start"},
     "hub": {"registry", "data", "checkpoint", "run"},
     "inference": {"registry", "data", "evaluation", "run"},
-    "report": {"run", "metrics", "evaluation", "inference"},
+    "comparison": {"registry", "run", "metrics"},
+    "drawing": {"run"},
+    "pictures": {"data", "drawing", "inference", "models", "run"},
+    "report": {"run", "evaluation", "inference", "comparison", "drawing", "pictures"},
     "dry_run": {"registry", "run", "metrics", "models"},
     **{alone: set() for alone in ("network", "nodes", "evaluation", "checkpoint", "metrics")},
 }
