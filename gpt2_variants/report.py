@@ -292,11 +292,11 @@ def _list_of_runs(groups: Sequence[Group]) -> Table:
 
 def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[str]:
     """Paragraphs: whether each group is better than the baseline, and what to mind in comparing them."""
-    if not verdicts:
-        if not any(group.is_baseline and group.finished for group in groups):
-            return ["No finished run of gpt2, the baseline, is among these: add one to compare with."]
-        return ["No finished run of a variant is among these to compare with gpt2."]
     lines = []
+    if not any(group.is_baseline and group.finished for group in groups):
+        lines.append("No finished run of gpt2, the baseline, is among these: add one to compare with.")
+    elif not verdicts:
+        lines.append("No finished run of a variant is among these to compare with gpt2.")
     for v in verdicts:
         against = f"{v.group.label} against {v.baseline.label}: "
         if v.not_comparable:
@@ -518,16 +518,12 @@ class _Learned:
 
 
 def _learned(folder: Path, title: str, number: int) -> _Learned:
-    """What the model in `folder` learned; or why it cannot be shown, or that there is nothing to show."""
+    """What the model in `folder` learned, or that there is nothing to show. Raises `Faults`."""
     from .pictures import pictures_of
 
-    try:
-        pictures = pictures_of(folder)
-        missing = "" if pictures else "adds nothing to GPT-2 that could be drawn."
-    except Faults as err:
-        pictures, missing = [], f"no pictures of what it learned: {'; '.join(err.lines)}"
-    if missing:
-        return _Learned(_paragraphs([f"{title}: {missing}"]), [f"{title}: {missing}"])
+    pictures = pictures_of(folder)
+    if not pictures:
+        return _in_words(f"{title}: adds nothing to GPT-2 that could be drawn.")
     figures = []
     for picture in pictures:
         with drawing.look():
@@ -537,6 +533,26 @@ def _learned(folder: Path, title: str, number: int) -> _Learned:
         figures.append(f"<figure><figcaption><h3>{name}</h3></figcaption>{svg}<p>{caption}</p></figure>")
     section = f'<h3>{html.escape(title)}</h3><div class="grid">{"".join(figures)}</div>'
     return _Learned(section, [f"{title}: {picture.title}. {picture.caption}" for picture in pictures])
+
+
+def _in_words(line: str) -> _Learned:
+    return _Learned(_paragraphs([line]), [line])
+
+
+def _all_learned(of_runs: Sequence[tuple[Path, str]], named: Sequence[tuple[Path, str]]) -> list[_Learned]:
+    """`_learned` of the runs' models and of the models that were asked for: the latter's faults are faults."""
+    learned, faults = [], []
+    for number, (folder, title) in enumerate((*of_runs, *named)):
+        try:
+            learned.append(_learned(folder, title, number))
+        except Faults as err:
+            lines = [line.removeprefix("--model ") for line in err.lines]
+            if number >= len(of_runs):
+                faults += lines
+            learned.append(_in_words(f"{title}: no pictures of what it learned: {'; '.join(lines)}"))
+    if faults:
+        raise Faults(faults)
+    return learned
 
 
 @dataclass(frozen=True)
@@ -557,8 +573,8 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
             one model, a folder beside it.
 
     Raises:
-        Faults: a line for each folder that holds neither a run nor a model; or the report cannot be written, or
-            matplotlib is missing.
+        Faults: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
+            be read; or the report cannot be written, or matplotlib is missing.
     """
     drawing.need_matplotlib()
     runs, models = _read(folders)
@@ -573,8 +589,8 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
     if groups:
         tables += [_quality(groups), *_infill(groups), _cost(groups), _list_of_runs(groups)]
 
-    learned = [_learned(folder, name, n) for n, (folder, name) in enumerate(_models(groups) + models)]
-    parts = [f"# {title}"]
+    learned = _all_learned(_models(groups), models)
+    parts = [f"# {_plain(title)}"]
     if words:
         parts += ["## Is it better?", *map(_plain, words)]
     parts += [table.markdown().rstrip() for table in tables]
@@ -644,4 +660,5 @@ def _models(groups: Sequence[Group]) -> list[tuple[Path, str]]:
 def _default_place(folders: Sequence[Path], is_model: bool) -> Path:
     if len(folders) == 1:
         return folders[0].parent / f"{folders[0].name}-report" if is_model else folders[0] / "report"
-    return Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders]))) / "report"
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return (common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common) / "report"
