@@ -141,7 +141,7 @@ class SavedRun:
     def seconds(self) -> float | None:
         """Of training, without evaluations and checkpoints."""
         last = [r["elapsed_seconds"] for r in (*self.training, *self.evaluations) if "elapsed_seconds" in r]
-        return self.facts.get("train_seconds") or max(last, default=None)
+        return max(last, default=self.facts.get("train_seconds"))
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -390,7 +390,7 @@ def _frequency_map(values: Any) -> Any:
     axes.set_ylabel("layer, and in it the heads")
     axes.spines[:].set_visible(False)
     for layer in range(1, layers):
-        axes.axhline(layer * heads - 0.5, color="white", linewidth=1.2)
+        axes.axhline(layer * heads - 0.5, color="white", linewidth=min(1.2, 8 / layers))
     return figure
 
 
@@ -424,13 +424,14 @@ def _pattern(neighbour: bool) -> Any:
 
 
 def _bars(values: Any, label: str, level: float) -> Any:
-    """A bar for each pair, from `level`, with its number."""
+    """A bar for each pair, from `level`, with its number where there is room."""
     figure, axes = drawing.new_axes()
     numbers = values.tolist()
     places = range(len(numbers))
     axes.bar(places, [value - level for value in numbers], bottom=level, color=drawing.PALETTE[2], width=0.6)
     axes.axhline(level, color=drawing.MUTED, linewidth=1)
-    if len(numbers) <= 12:
+    few = len(numbers) <= 6
+    if few:
         for place, value in zip(places, numbers, strict=True):
             up = value >= level
             axes.annotate(
@@ -443,8 +444,8 @@ def _bars(values: Any, label: str, level: float) -> Any:
                 size=11,
             )
     axes.margins(y=0.18)
-    names = [f"{2 * n + 1}, {2 * n + 2}" if len(numbers) <= 6 else str(2 * n + 1) for n in places]
+    names = [f"{2 * n + 1}, {2 * n + 2}" if few else str(2 * n + 1) for n in places]
     axes.set_xticks(places, names)
     axes.tick_params(axis="x", length=0)
-    axes.set(xlabel="pair of layers" if len(numbers) <= 6 else "first layer of the pair", ylabel=label)
+    axes.set(xlabel="pair of layers" if few else "first layer of the pair", ylabel=label)
     return figure

@@ -111,7 +111,10 @@ def show(run: Run) -> None:
     print(summary(folder))
     if importlib.util.find_spec("matplotlib"):
         print(f"plot        {plot(folder)}")
-        print(f"report      {write([folder]).page}")
+        try:
+            print(f"report      {write([folder]).page}")
+        except Faults as err:  # the run is finished all the same
+            print(f"report      none: {'; '.join(err.lines)}; then {command}")
     else:
         print(f"plot        none: pip install matplotlib, then {command}")
     print(f"model       {folder / 'model'}")

@@ -115,12 +115,20 @@ def test_equal_options_on_other_data_are_another_group(tmp_path):
 
 def test_a_run_that_is_not_finished_is_shown_and_neither_averaged_nor_compared(tmp_path, text_of):
     base = [make_run(tmp_path / f"base{n}", seed=n) for n in (1, 2)]
-    cut = make_run(tmp_path / "cut", seed=3, losses={10: 1.0}, status="interrupted", reason="SIGTERM at step 10 of 20")
+    cut = make_run(
+        tmp_path / "cut",
+        seed=3,
+        losses={10: 1.0},
+        status="interrupted",
+        reason="SIGTERM at step 10 of 20",
+        train_seconds=99,
+    )
     other = make_run(tmp_path / "other", variant="parallel", status="running", losses={10: 1.0})
     whole = make_run(tmp_path / "whole", variant="drift")
     text = text_of([*base, cut, other, whole])
     assert row(text, "Validation", "gpt2")[1:3] == ["2", "4.0000"]
     assert row(text, "Validation", "gpt2 (interrupted at step 10, seed 3)")[1:3] == ["1", "1.0000"]
+    assert row(text, "Cost", "gpt2 (interrupted at step 10, seed 3)")[5] == "20"
     assert "parallel (running at step 10, seed 42): not finished, and not compared." in text
     assert "interrupted: SIGTERM at step 10 of 20" in text
     assert [v.group.label for v in comparison.judge(groups_of(*base, cut, other, whole))] == ["drift"]
@@ -510,6 +518,21 @@ def test_where_the_report_goes(tmp_path, monkeypatch, capsys, text_of):
     # `runs/*` names the report's own folder
     assert __main__.main(["report", "runs/b", "runs/report"]) == 0
     assert __main__.main(["report", "runs/report"]) == 2
+
+
+def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp_path, capsys):
+    from gpt2_variants.run import Run
+
+    folder = make_run(tmp_path / "a")
+    report.show(Run(variant="gpt2", output_dir=str(folder)))
+    out = capsys.readouterr().out
+    assert report.summary(folder) in out
+    assert f"report      {folder / 'report' / 'report.html'}\n" in out
+    assert f"compare     python -m gpt2_variants report {folder} OTHER_RUN ...\n" in out
+    other = make_run(tmp_path / "b")
+    (other / "report").write_text("")
+    report.show(Run(variant="gpt2", output_dir=str(other)))
+    assert "report      none: --output_dir" in capsys.readouterr().out
 
 
 def test_the_same_runs_give_the_same_page(tmp_path):
