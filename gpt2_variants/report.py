@@ -488,6 +488,7 @@ td:first-child,th:first-child{min-width:7rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:1rem;margin-top:.8rem}
 figure{margin:0;padding:.8rem;border:1px solid var(--faint);border-radius:6px;background:var(--box);min-width:0;
 display:flex;flex-direction:column;gap:.5rem}
+figure svg *{stroke-linejoin:round;stroke-linecap:butt}
 figure svg{display:block;width:100%;height:auto}
 figure p{margin:.2rem 0 0;color:var(--muted);font-size:.9rem}
 section>h3{margin:1.2rem 0 0}

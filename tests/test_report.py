@@ -224,6 +224,16 @@ def test_the_baseline_with_the_same_settings_is_taken(tmp_path):
     assert "Settings differ beside the variant: learning_rate 0.9 and 0.1." in judged(slow, ours).notes
 
 
+def test_a_variants_own_fields_are_no_other_settings(tmp_path):
+    base = make_run(tmp_path / "a")
+    cost = {"infill": 3.0, "flops_per_token": 1000.0}
+    own = make_run(tmp_path / "b", "duo_predict", **cost, options={"model_args": {"leak_free": False}})
+    assert judged(base, own).notes == []
+    both = {"model_args": {"leak_free": False, "resid_pdrop": 0.5}}
+    notes = judged(base, make_run(tmp_path / "c", "duo_predict", **cost, options=both)).notes
+    assert notes == ["Settings differ beside the variant: resid_pdrop 0.5 and default."]
+
+
 def test_other_tokens_or_text_are_not_compared(tmp_path):
     base = make_run(tmp_path / "a")
     for n, facts in enumerate(
@@ -419,6 +429,7 @@ def test_what_comes_from_a_run_is_text_on_the_page_and_in_the_table(written):
 
 def test_colours_are_the_pages_own_in_light_and_dark(written):
     text = written.page.read_text()
+    assert text.count("<style") == 1
     body = text.split("</style>")[1]
     for light, dark in drawing.COLOURS.values():
         assert light not in body
