@@ -98,7 +98,7 @@ def new_axes(size: tuple[float, float] = SIZE, fitted: bool = False) -> tuple[An
 
     figure = Figure(figsize=size, layout="constrained" if fitted else None)
     if not fitted:
-        figure.subplots_adjust(left=0.155, right=0.965, bottom=0.175, top=0.96)
+        figure.subplots_adjust(left=0.18, right=0.965, bottom=0.175, top=0.96)
     return figure, figure.subplots()
 
 
