@@ -101,8 +101,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     push.add_argument("--hub_private", action="store_true", default=None, help="nobody else sees it")
 
-    report = add("report", "RUN [RUN ...]", help="a run's figures, and its plot anew")
-    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
+    usage = "RUN [RUN ...] [--output_dir FOLDER]"
+    report = add("report", usage, help="runs beside one another: figures, curves, what the models learned")
+    report.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        help="run folders, such as runs/gpt2 runs/duo_predict, or model folders",
+    )
+    report.add_argument(
+        "--output_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="where report.html and report.md go (default: report, in the folder of them all)",
+    )
     return parser
 
 
@@ -254,11 +267,15 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from .report import plot, summary
+    from .report import plot, summary, write
 
-    for folder in arguments.runs:
-        print(summary(folder))
-        print(f"plot        {plot(folder)}")
+    report = write(arguments.runs, arguments.output_dir)
+    if len(arguments.runs) == 1 and (arguments.runs[0] / "run.json").exists():
+        print(summary(arguments.runs[0]))
+        print(f"plot        {plot(arguments.runs[0])}")
+    print(f"\n{report.text}\n")
+    print(f"page        {report.page}")
+    print(f"table       {report.table}")
 
 
 COMMANDS = {

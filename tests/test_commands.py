@@ -42,6 +42,9 @@ def test_a_demo_ends_with_figures_plot_and_sample(run):
     assert f"unigram perplexity of the same text {facts['unigram_perplexity']:.2f}" in out
     assert "sample      'The following statement" in out
     assert (folder / "curves.png").read_bytes().startswith(PNG)
+    assert f"report      {folder / 'report' / 'report.html'}" in out
+    assert "Who sees whom, in the first layer" in (folder / "report" / "report.html").read_text()
+    assert f"compare     python -m gpt2_variants report {folder} OTHER_RUN ..." in out
     assert "step 6/6: loss" in err
     assert "tokens/s" in err
     assert "\r" not in err  # no carriage returns in a log file

@@ -1,0 +1,568 @@
+"""Several runs beside one another: figures against ones computed here another way, and a page that stands alone."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from gpt2_variants import __main__, comparison, drawing, report
+from gpt2_variants.run import Faults
+
+DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
+FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
+
+
+def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_per_step=100, every=10, **facts):
+    """A run's folder as training leaves it; `losses`: step -> eval_loss. Options go by "options", facts by name."""
+    losses = losses or {10: 5.0, 20: 4.0}
+    block_size = facts.get("options", {}).get("block_size", 64)
+    options = {"variant": variant, "seed": seed, "block_size": block_size, "learning_rate": 0.001, "model_args": {}}
+    options |= {"output_dir": str(folder), **facts.pop("options", {})}
+    record = {
+        "status": "finished",
+        "reason": None,
+        "variant": variant,
+        "options": options,
+        "data": DATA.format(block_size),
+        "data_fingerprint": f"print of blocks of {block_size}",
+        "unigram_perplexity": 800.0,
+        "num_parameters": 1234,
+        "flops_per_token": FLOPS.get(variant, 1000.0),
+        "starts": [{"world_size": 1, "device": "A CPU (2 cores)"}],
+        **facts,
+    }
+    lines = []
+    last = max(losses)
+    for step in sorted({*range(every, last + 1, every), *losses}):
+        speed = {"tokens": step * tokens_per_step, "tokens_per_second": 50.0, "peak_memory_bytes": 2**30}
+        lines.append({"step": step, "elapsed_seconds": step * 2.0, "loss": 7.5 - step / 100, **speed})
+        if step in losses:
+            loss = losses[step]
+            figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_accuracy": loss / 100}
+            if infill:
+                figures |= {"eval_infill_loss": infill, "eval_infill_perplexity": math.exp(infill)}
+                figures |= {"eval_infill_accuracy": infill / 100}
+            lines.append({"step": step, "elapsed_seconds": step * 2.0, **figures})
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def groups_of(*folders):
+    return comparison.make_groups([comparison.read_run(folder) for folder in folders])
+
+
+def judged(*folders):
+    (verdict,) = comparison.judge(groups_of(*folders))
+    return verdict
+
+
+@pytest.fixture
+def text_of(monkeypatch):
+    """The report's text, without the time that its charts take."""
+    monkeypatch.setattr(report, "_charts_html", lambda groups, styles: "")
+    return lambda folders, output_dir=None: report.write(folders, output_dir).text
+
+
+def row(text: str, title: str, name: str) -> list[str]:
+    """The cells of the row that begins with `name` in the Markdown table `title`."""
+    section = text.split(f"## {title}")[1].split("\n## ")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f"| {name} |")]
+    return line.strip("| ").split(" | ")
+
+
+# --- groups and their figures -----------------------------------------------------------------------------------------
+
+
+def test_seeds_are_averaged_with_their_sample_standard_deviation(tmp_path, text_of):
+    ends = [3.9, 4.0, 4.3]
+    runs = [make_run(tmp_path / str(n), seed=n, losses={10: 5.0, 20: end}) for n, end in enumerate(ends)]
+    (group,) = groups_of(*runs)
+    loss, perplexity = group.final("eval_loss"), group.final("eval_perplexity")
+    assert (loss.mean, loss.sd, loss.n) == pytest.approx((np.mean(ends), np.std(ends, ddof=1), 3))
+    assert (perplexity.mean, perplexity.sd) == pytest.approx((np.exp(ends).mean(), np.exp(ends).std(ddof=1)))
+    text = text_of(runs)
+    cells = row(text, "Validation", "gpt2")
+    assert cells[1:4] == ["3", "4.0667 ± 0.2082", f"{np.exp(ends).mean():.2f} ± {np.exp(ends).std(ddof=1):.2f}"]
+    assert cells[6:9] == ["20", "2,000", "2e6"]  # the same for every seed: no spread
+
+
+def test_one_run_has_no_spread(tmp_path, text_of):
+    text = text_of([make_run(tmp_path / "a")])
+    assert row(text, "Validation", "gpt2")[1:4] == ["1", "4.0000", f"{math.exp(4):.2f}"]
+    assert "Is it better" not in text
+
+
+def test_what_decides_no_result_does_not_part_seeds_and_what_does_is_the_label(tmp_path):
+    a = make_run(tmp_path / "a", seed=1, options={"save_steps": 5, "report_to": "none", "hub_model_id": "x/y"})
+    b = make_run(tmp_path / "b", seed=2, options={"save_steps": 9, "eval_steps": 3, "logging_steps": 2})
+    c = make_run(tmp_path / "c", options={"learning_rate": 0.5, "model_args": {"n_layer": 3}})
+    labels = {group.label: [run.folder.name for run in group.runs] for group in groups_of(c, b, a)}
+    assert labels == {
+        "gpt2, learning_rate=0.5, n_layer=3": ["c"],
+        "gpt2, learning_rate=0.001, n_layer=default": ["a", "b"],
+    }
+
+
+def test_equal_options_on_other_data_are_another_group(tmp_path):
+    runs = [make_run(tmp_path / x, data_fingerprint=x * 10) for x in ("a", "b")]
+    assert [group.label for group in groups_of(*runs)] == ["gpt2, data aaaaaaaa", "gpt2, data bbbbbbbb"]
+
+
+def test_a_run_that_is_not_finished_is_shown_and_neither_averaged_nor_compared(tmp_path, text_of):
+    base = [make_run(tmp_path / f"base{n}", seed=n) for n in (1, 2)]
+    cut = make_run(
+        tmp_path / "cut",
+        seed=3,
+        losses={10: 1.0},
+        status="interrupted",
+        reason="SIGTERM at step 10 of 20",
+        train_seconds=99,
+    )
+    other = make_run(tmp_path / "other", variant="parallel", status="running", losses={10: 1.0})
+    whole = make_run(tmp_path / "whole", variant="drift")
+    text = text_of([*base, cut, other, whole])
+    assert row(text, "Validation", "gpt2")[1:3] == ["2", "4.0000"]
+    assert row(text, "Validation", "gpt2 (interrupted at step 10, seed 3)")[1:3] == ["1", "1.0000"]
+    assert row(text, "Cost", "gpt2 (interrupted at step 10, seed 3)")[5] == "20"
+    assert "parallel (running at step 10, seed 42): not finished, and not compared." in text
+    assert "interrupted: SIGTERM at step 10 of 20" in text
+    assert [v.group.label for v in comparison.judge(groups_of(*base, cut, other, whole))] == ["drift"]
+
+
+def test_two_unfinished_runs_that_stand_alike_keep_labels_of_their_own(tmp_path):
+    runs = [make_run(tmp_path / x, status="failed") for x in ("a", "b")]
+    labels = [group.label for group in groups_of(*runs)]
+    assert len(set(labels)) == 2
+    assert labels[0].endswith(f", {runs[0]}")
+
+
+def test_tokens_between_records_are_interpolated_and_after_the_last_go_on(tmp_path):
+    folder = make_run(tmp_path / "a", losses={10: 5.0, 25: 4.5, 37: 4.0})
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [r for r in records if "eval_loss" in r or r["step"] in (10, 20, 30)]
+    for r in kept:
+        if r["step"] == 30 and "loss" in r:
+            r["tokens"] = 2950  # the last batch of an epoch was short
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    curve = comparison.read_run(folder).evaluation_curve("tokens")
+    assert [place for place, _ in curve] == pytest.approx([1000, (2000 + 2950) / 2, 2950 * 37 / 30])
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_tokens_and_equal_flops_by_linear_interpolation(tmp_path, text_of):
+    base = make_run(tmp_path / "base", losses={10: 6.0, 20: 5.0, 30: 4.5})
+    duo = make_run(tmp_path / "duo", variant="duo_predict", losses={10: 5.8, 25: 4.6}, infill=3.0)
+    v = judged(base, duo)
+    at = np.interp(2500, [1000, 2000, 3000], [6.0, 5.0, 4.5])
+    assert v.at_tokens.place == 2500
+    assert v.at_tokens.loss == pytest.approx(4.6 - at)
+    assert v.at_tokens.percent == pytest.approx(100 * (math.exp(4.6 - at) - 1))
+    # duo's tokens cost twice as many FLOPs: of the baseline's 3,000,000 it had seen 1,500 tokens
+    ours = np.interp(1500, [1000, 2500], [5.8, 4.6])
+    assert v.at_flops.place == 3_000_000
+    assert v.at_flops.loss == pytest.approx(ours - 4.5)
+    assert v.at_flops.percent == pytest.approx(100 * (math.exp(ours - 4.5) - 1))
+    assert v.ratios["flops_per_token"] == 2
+    text = text_of([base, duo])
+    assert "One seed each: a difference of one seed cannot be told from chance" in text
+    assert "At equal cost duo_predict stood at step 15 of 25" in text
+    assert "--max_steps 15 " in text
+    assert "At equal data gpt2 stood at step 25 of 30" in text
+
+
+def test_runs_that_end_together_are_read_at_their_ends(tmp_path):
+    v = judged(make_run(tmp_path / "a"), make_run(tmp_path / "b", variant="drift", losses={10: 9.0, 20: 3.9}))
+    assert v.at_tokens.loss == pytest.approx(-0.1)
+    assert v.at_tokens.at_the_end
+    assert v.notes == []
+
+
+def test_before_a_runs_first_evaluation_nothing_is_compared(tmp_path):
+    v = judged(make_run(tmp_path / "a", losses={10: 5.0}), make_run(tmp_path / "b", variant="drift", losses={20: 4.0}))
+    assert v.at_tokens is None
+    assert "they have no evaluation in common" in " ".join(report.verdict_text([v], [v.baseline, v.group]))
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([4.00, 4.02], "at equal data not told from chance (within two standard errors)"),
+        ([3.70, 3.74], "at equal data better, by more than two standard errors"),
+        ([4.50, 4.54], "at equal data worse, by more than two standard errors"),
+    ],
+)
+def test_from_two_seeds_on_the_difference_has_a_standard_error(ends, words, tmp_path, text_of):
+    base_ends = [4.0, 4.1, 4.05]
+    base = [make_run(tmp_path / f"b{n}", seed=n, losses={20: end}) for n, end in enumerate(base_ends)]
+    ours = [make_run(tmp_path / f"v{n}", "drift", n, losses={20: end}) for n, end in enumerate(ends)]
+    v = judged(*base, *ours)
+    error = math.sqrt(np.var(base_ends, ddof=1) / 3 + np.var(ends, ddof=1) / 2)
+    difference = np.mean(ends) - np.mean(base_ends)
+    assert v.at_tokens.error == pytest.approx(error)
+    assert v.at_tokens.loss == pytest.approx(difference)
+    assert v.at_tokens.clear == (abs(difference) > 2 * error)
+    text = text_of([*base, *ours])
+    assert words in text
+    signed = f"{difference:+.4f}".replace("-", "\N{MINUS SIGN}")
+    assert f"{signed} ± {error:.4f}" in row(text, "Against the baseline", "drift")[3]
+
+
+def test_the_baseline_with_the_same_settings_is_taken(tmp_path):
+    slow = make_run(tmp_path / "slow", options={"learning_rate": 0.1})
+    fast = make_run(tmp_path / "fast", options={"learning_rate": 0.9})
+    ours = make_run(tmp_path / "ours", "drift", options={"learning_rate": 0.9})
+    v = judged(slow, fast, ours)
+    assert v.baseline.first.folder == fast
+    assert v.notes == []
+    assert "Settings differ beside the variant: learning_rate 0.9 and 0.1." in judged(slow, ours).notes
+
+
+def test_a_variants_own_fields_are_no_other_settings(tmp_path):
+    base = make_run(tmp_path / "a")
+    cost = {"infill": 3.0, "flops_per_token": 1000.0}
+    own = make_run(tmp_path / "b", "duo_predict", **cost, options={"model_args": {"leak_free": False}})
+    assert judged(base, own).notes == []
+    both = {"model_args": {"leak_free": False, "resid_pdrop": 0.5}}
+    notes = judged(base, make_run(tmp_path / "c", "duo_predict", **cost, options=both)).notes
+    assert notes == ["Settings differ beside the variant: resid_pdrop 0.5 and default."]
+
+
+def test_other_tokens_or_text_are_not_compared(tmp_path):
+    base = make_run(tmp_path / "a")
+    for n, facts in enumerate(
+        (
+            {"data_fingerprint": "another"},
+            {"unigram_perplexity": 500.0},
+            {"options": {"block_size": 32}, "data": DATA.format(32).replace("builtin, 400", "other, 500")},
+            {"options": {"block_size": 32}, "data": DATA.format(32).replace("builtin: topics", "my.txt: local")},
+            {"options": {"block_size": 32}, "unigram_perplexity": 820.0},
+        )
+    ):
+        v = judged(base, make_run(tmp_path / f"b{n}", "drift", **facts))
+        assert v.not_comparable, facts
+        assert v.at_tokens is v.at_flops is None
+        assert "their perplexities are not comparable" in report.verdict_text([v], [v.baseline, v.group])[0]
+
+
+def test_another_block_size_is_compared_and_said(tmp_path):
+    base = make_run(tmp_path / "a")
+    short = make_run(
+        tmp_path / "b",
+        "duo_predict",
+        infill=3.0,
+        tokens_per_step=50,
+        options={"block_size": 32},
+        unigram_perplexity=801.0,
+    )
+    v = judged(base, short)
+    assert v.not_comparable is None
+    assert v.at_tokens.place == 1000
+    assert v.notes[0].startswith("Their blocks have 32 and 64 tokens")
+    assert v.notes[1] == "A step has 50 and 100 tokens."
+
+
+def test_time_and_memory_are_compared_on_one_machine_only(tmp_path):
+    base = make_run(tmp_path / "a")
+    same = judged(base, make_run(tmp_path / "b", "drift")).ratios
+    assert (same["tokens_per_second"], same["peak_memory"], same["seconds"]) == (1, 1, 1)
+    for n, starts in enumerate(
+        (
+            [{"world_size": 2, "device": "A CPU (2 cores)"}],
+            [{"world_size": 1, "device": "NVIDIA H100"}],
+            [{"world_size": 1, "device": "A CPU (2 cores)"}, {"world_size": 1, "device": "NVIDIA H100"}],
+        )
+    ):
+        v = judged(base, make_run(tmp_path / f"c{n}", "drift", starts=starts))
+        assert v.ratios["tokens_per_second"] is v.ratios["peak_memory"] is v.ratios["seconds"] is None
+        assert v.ratios["flops_per_token"] == 1
+        assert "They did not run on the same machine: time, speed and memory are not compared." in v.notes
+
+
+def test_memory_says_which_memory(tmp_path, text_of):
+    cpu = make_run(tmp_path / "a")
+    gpu = make_run(tmp_path / "b", "drift", starts=[{"world_size": 1, "device": "NVIDIA H100"}])
+    words = ("the resident set of the process, on a CPU", "GPU memory by torch's allocator, of the first process")
+    for folders, word in (([cpu], words[0]), ([gpu], words[1]), ([cpu, gpu], "GPU memory on a GPU, the resident set")):
+        assert f"Peak memory: {word}" in text_of(folders, tmp_path / "out")
+    assert row(text_of([cpu]), "Cost", "gpt2")[3:6] == ["50", "1.00", "40"]
+
+
+def test_a_seed_twice_is_said(tmp_path, text_of):
+    runs = [make_run(tmp_path / x) for x in "ab"]
+    assert "gpt2: a seed stands more than once" in text_of(runs)
+
+
+def test_without_a_baseline_it_is_said(tmp_path, text_of):
+    runs = [make_run(tmp_path / x, x) for x in ("drift", "parallel")]
+    assert "No finished run of gpt2, the baseline, is among these" in text_of(runs)
+
+
+# --- infill stays apart -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def charts(monkeypatch):
+    """What is drawn: chart's y-label -> all the values of its lines, and their bands."""
+    drawn = {}
+
+    def chart(lines, x_label, y_label, log=False, level=None):
+        drawn.setdefault(y_label, []).append(lines)
+        return original(lines, x_label, y_label, log, level)
+
+    original = drawing.chart
+    monkeypatch.setattr(drawing, "chart", chart)
+    return drawn
+
+
+def test_infill_is_in_no_next_token_column_and_in_no_next_token_chart(tmp_path, charts):
+    base = make_run(tmp_path / "a")
+    duo = make_run(tmp_path / "b", "duo_predict", losses={10: 5.5, 20: 4.25}, infill=3.125)
+    written = report.write([base, duo])
+    infill = [f"{3.125:.4f}", f"{math.exp(3.125):.2f}", "0.0312"]
+    assert row(written.text, "Infill (has seen the right neighbour)", "duo_predict")[2:] == infill
+    assert row(written.text, "Validation", "duo_predict")[2:5] == ["4.2500", f"{math.exp(4.25):.2f}", "0.0425"]
+    outside = written.text.split("## Infill")[0] + written.text.split("## Infill")[1].split("## ", 1)[1]
+    for figure in infill:
+        assert figure not in outside
+    values = {label: {y for lines in axes for line in lines for y in line.y} for label, axes in charts.items()}
+    assert values["perplexity"] == {math.exp(x) for x in (5.0, 4.0, 5.5, 4.25)}
+    assert values["infill perplexity"] == {math.exp(3.125)}
+    # the training loss of duo-predict is that of both streams
+    assert {len(lines) for lines in charts["nats per prediction"]} == {1}
+    of_training = [lines for lines in charts["nats per token"] if not lines[0].marked]
+    assert len(of_training) == 4
+    assert {len(lines) for lines in of_training} == {1}
+    assert of_training[0][0].style.colour == drawing.INK
+
+
+def test_a_curve_of_seeds_is_their_mean_in_a_band_over_common_steps(tmp_path, charts):
+    runs = [
+        make_run(tmp_path / "a", seed=1, losses={10: 5.0, 15: 4.6, 20: 4.0}),
+        make_run(tmp_path / "b", seed=2, losses={10: 5.5, 20: 4.1}),
+        make_run(tmp_path / "c", seed=3, losses={10: 5.1, 20: 4.4}),
+    ]
+    report.write(runs)
+    by_axis = [lines for lines in charts["nats per token"] if lines[0].marked]
+    for (line,), places in zip(by_axis, ([1, 2], [10, 20], [20, 40], [1, 2]), strict=True):
+        assert line.x == pytest.approx(places)  # thousand tokens, steps, seconds, 10^6 FLOPs
+        assert line.y == pytest.approx([np.mean([5.0, 5.5, 5.1]), np.mean([4.0, 4.1, 4.4])])
+        assert (line.low, line.high) == ([5.0, 4.0], [5.5, 4.4])
+
+
+def test_long_curves_are_averaged_to_a_few_points(tmp_path, charts):
+    folder = make_run(tmp_path / "a", losses={1000: 4.0}, every=1)
+    report.write([folder])
+    ((line,), *_) = (lines for lines in charts["nats per token"] if not lines[0].marked)
+    assert len(line.y) == 200
+    assert line.y[:2] == pytest.approx([7.5 - 0.03, 7.5 - 0.08])  # of steps 1-5 and 6-10
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Ids, references, tags and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.references, self.tags, self.text = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href", "srcset", "data", "action", "poster"):
+                self.references.append(value)
+            self.references += re.findall(r"url\(([^)]*)\)", value or "")
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The report of two gpt2, a duo_predict and an unfinished run with hostile names."""
+    evil = "<script>alert(1)</script>"
+    runs = [make_run(tmp_path / f"a{n}", seed=n) for n in (1, 2)]
+    runs.append(make_run(tmp_path / "<b onload=x>", "duo_predict", infill=3.0, git_commit='"><img src=x>'))
+    runs.append(make_run(tmp_path / "c", evil, status="failed", reason=f"{evil} & | more", data=evil))
+    return report.write(runs, tmp_path / "out")
+
+
+def test_the_page_needs_nothing_outside_of_itself(written):
+    text = written.page.read_text()
+    page = Page(text)
+    assert page.references
+    assert not [r for r in page.references if not r.startswith(("#", "data:"))]
+    assert "@import" not in text
+    outside = [url for url in re.findall(r"https?://[^\s\"'<)]+", text) if not url.startswith("http://www.w3.org/")]
+    assert outside == []
+    assert "script" not in page.tags
+    assert sorted(p.name for p in written.page.parent.iterdir()) == ["report.html", "report.md"]
+
+
+def test_ids_are_unique_and_references_lead_to_them(written):
+    page = Page(written.page.read_text())
+    assert len(page.ids) == len(set(page.ids)) > 100
+    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
+
+
+def test_what_comes_from_a_run_is_text_on_the_page_and_in_the_table(written):
+    page = Page(written.page.read_text())
+    assert "img" not in page.tags
+    assert "b" not in page.tags
+    text = "".join(page.text)
+    assert "failed: <script>alert(1)</script> & | more" in text
+    assert "<b onload=x>" in text
+    assert "<" not in written.table.read_text()
+    assert "&lt;script>alert(1)&lt;/script> & \\| more" in written.table.read_text()
+
+
+def test_colours_are_the_pages_own_in_light_and_dark(written):
+    text = written.page.read_text()
+    assert text.count("<style") == 1
+    body = text.split("</style>")[1]
+    for light, dark in drawing.COLOURS.values():
+        assert light not in body
+        assert dark not in body
+    assert set(re.findall(r"#[0-9a-f]{6}\b", body)) <= {"#ffffff", "#000000"}
+    assert set(re.findall(r"var\(--(\w+)\)", body)) <= set(drawing.COLOURS)
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_each_chart_is_there_against_each_axis(written):
+    page = Page(written.page.read_text())
+    for chart in ("loss", "perplexity", "accuracy", "training", "infill", "training-both"):
+        for axis in comparison.AXES:
+            assert f"{chart}-{axis}-figure_1" in page.ids
+
+
+def test_styles_tell_many_groups_apart():
+    found = drawing.styles([True, True] + [False] * 20)
+    assert len(set(found)) == len(found)
+    assert {style.colour for style in found[:2]} == {drawing.INK}
+    assert drawing.INK not in {style.colour for style in found[2:]}
+    assert all(drawing.swatch(style).startswith("<svg") for style in found)
+
+
+# --- what is missing, and what is wrong -------------------------------------------------------------------------------
+
+
+def test_damaged_and_old_runs_are_shown_with_gaps(tmp_path):
+    whole = make_run(tmp_path / "whole")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "run.json").write_text('{"variant": "drift", "status": "finished"}')
+    cut = make_run(tmp_path / "cut", "parallel", unigram_perplexity="absent", starts="absent", num_parameters="absent")
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "lo')
+    new = make_run(tmp_path / "new", "invented_later", flops_per_token=None)
+    text = report.write([whole, bare, cut, new]).text
+    assert row(text, "Validation", "drift") == ["drift", "1", "-", "-", "-", "-", "0", "-", "-"]
+    assert row(text, "Validation", "parallel")[2:7] == ["4.0000", f"{math.exp(4):.2f}", "0.0400", "-", "20"]
+    assert row(text, "Cost", "parallel")[1] == "-"
+    assert row(text, "Cost", "parallel")[6] == "several, or not known"
+    assert row(text, "Validation", "invented_later")[8] == "-"
+    assert "invented_later against gpt2: at equal data (2,000 training tokens)" in text
+    for folder in (bare, cut, new):
+        assert __main__.main(["report", str(folder)]) == 0
+
+
+def test_folders_that_are_no_runs_are_told_all_at_once(tmp_path, capsys):
+    good = make_run(tmp_path / "good")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text('{"variant": "gp')
+    (tmp_path / "empty").mkdir()
+    folders = [good, tmp_path / "half", tmp_path / "empty", tmp_path / "nowhere"]
+    assert __main__.main(["report", *map(str, folders)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"error: {tmp_path / 'half'}: run.json cannot be read")
+    for line, name in zip(lines[1:], ("empty", "nowhere"), strict=True):
+        assert line.startswith(f"error: {tmp_path / name}: holds no run and no model")
+        assert "give a run's folder" in line
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_output_dir_that_is_a_file_is_a_fault(tmp_path):
+    run = make_run(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Faults, match="is a file; a folder is needed"):
+        report.write([run], tmp_path / "file")
+    with pytest.raises(Faults, match="cannot be written"):
+        report.write([run], tmp_path / "file" / "below")
+
+
+def test_without_matplotlib_one_line_names_the_cure(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "a")
+    found = drawing.importlib.util.find_spec
+    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    assert __main__.main(["report", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("pip install matplotlib")
+
+
+def test_where_the_report_goes(tmp_path, monkeypatch, capsys, text_of):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/1", "runs/a/2", "runs/b"):
+        make_run(tmp_path / name, seed=len(name))
+    for folders, place in (
+        (["runs/b"], "runs/b/report"),
+        (["runs/a/1", "runs/a/2"], "runs/a/report"),
+        (["runs/a/1", "runs/b", "runs/a/../b"], "runs/report"),
+    ):
+        assert __main__.main(["report", *folders]) == 0
+        out = capsys.readouterr().out
+        assert f"page        {place}/report.html" in out
+        assert (tmp_path / place / "report.md").read_text().strip() in out
+    assert row((tmp_path / "runs/report/report.md").read_text(), "Validation", "gpt2")[1] == "2"
+    # `runs/*` names the report's own folder
+    assert __main__.main(["report", "runs/b", "runs/report"]) == 0
+    assert __main__.main(["report", "runs/report"]) == 2
+
+
+def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp_path, capsys):
+    from gpt2_variants.run import Run
+
+    folder = make_run(tmp_path / "a")
+    report.show(Run(variant="gpt2", output_dir=str(folder)))
+    out = capsys.readouterr().out
+    assert report.summary(folder) in out
+    assert f"report      {folder / 'report' / 'report.html'}\n" in out
+    assert f"compare     python -m gpt2_variants report {folder} OTHER_RUN ...\n" in out
+    other = make_run(tmp_path / "b")
+    (other / "report").write_text("")
+    report.show(Run(variant="gpt2", output_dir=str(other)))
+    assert "report      none: --output_dir" in capsys.readouterr().out
+
+
+def test_the_same_runs_give_the_same_page(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "drift")]
+    pages = [report.write(runs, tmp_path / out).page.read_bytes() for out in "xy"]
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize(
+    ("axis", "largest", "expected"),
+    [
+        ("steps", 8910, (1, "optimizer steps")),
+        ("tokens", 583_695_360, (1e6, "million tokens")),
+        ("tokens", 5e9, (1e9, "thousand million tokens")),
+        ("time", 100, (1, "seconds of training")),
+        ("time", 7000, (60, "minutes of training")),
+        ("time", 36000, (3600, "hours of training")),
+        ("flops", 1.5e18, (1e18, "training FLOPs, 10¹⁸")),
+    ],
+)
+def test_units_of_the_axes(axis, largest, expected):
+    assert drawing.unit(axis, largest) == expected
