@@ -18,7 +18,9 @@ from transformers.utils.logging import disable_progress_bar
 from . import checkpoint, network, publishing
 from .data import open_tokenizer
 from .model_card import write_card
+from .pictures import save_png
 from .registry import VARIANTS, Variant
+from .report import plot
 from .run import Faults, Run, RunRecord
 
 MASK_TOKEN = "<|MASK|>"
@@ -149,10 +151,13 @@ def _add_card(record: RunRecord, model: Path, name: str) -> str:
     written = record.facts.get("hub", {}).get("card")
     if card.exists() and _digest(card) != written:
         return written
-    pictures = []
-    if (run_folder / "curves.png").is_file():
-        shutil.copyfile(run_folder / "curves.png", model / "curves.png")
-        pictures.append(("curves.png", "Loss and perplexity against optimizer steps"))
+    try:
+        pictures = save_png(model, model)
+        shutil.copyfile(plot(run_folder), model / "curves.png")
+        pictures.insert(0, ("curves.png", "Loss and perplexity against optimizer steps."))
+    except Faults as err:
+        pictures = []
+        print(f"note: the model card has no pictures: {'; '.join(err.lines)}", file=sys.stderr)
     card.write_text(write_card(run_folder, name, pictures), encoding="utf-8")
     return _digest(card)
 

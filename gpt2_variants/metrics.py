@@ -179,6 +179,7 @@ class WandbSink:
     def __init__(self, folder: Path, name: str, group: str, config: dict[str, Any], run_id: str):
         import wandb
 
+        mode: Any
         mode, reason = wandb_mode()
         start = functools.partial(
             wandb.init,

@@ -226,10 +226,9 @@ def _rotating_head(saved: SavedModel) -> list[Picture]:
         if normed:
             drawn += ", which a norm over many channels leaves nearly as it is"
     else:
-        fixed = saved.model.transformer.h[0].attn.rope.frequencies
-        before = functional.layer_norm(
-            fixed, fixed.shape[-1:], eps=saved.model.transformer.h[0].attn.rope.layer_norm.eps
-        )
+        attention: Any = saved.model.transformer.h[0].attn
+        rope = attention.rope
+        before = functional.layer_norm(rope.frequencies, rope.frequencies.shape[-1:], eps=rope.layer_norm.eps)
         start = "the fixed progression, passed through a LayerNorm without learned scale and shift"
         most = float(max(found.abs().max(), before.abs().max()))
         density, edges = torch.histogram(before.flatten(), bins=40, range=(-most, most), density=True)

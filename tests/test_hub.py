@@ -100,8 +100,10 @@ def test_a_run_of_two_ranks_pushes_itself(hub, tiny_run, tmp_path):
     )
     assert "duo_predict" in card.data.tags
     assert f"| next token | {expected['eval_perplexity']:.2f} |" in card.text
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
-        assert picture in hub.files("team/duo")
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
+    assert pictures == ["curves.png", "visibility-first-layer.png", "visibility-later-layers.png"]
+    for picture in pictures:
+        assert hub.files("team/duo")[picture].startswith(b"\x89PNG")
     assert str(tmp_path) not in card.content
     assert "corpus.txt" in card.text
 

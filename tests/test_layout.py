@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "run": {"registry", "data", "warm_start", "nodes", "publishing", "metrics"},
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run"}
     | {"warm_start", "publishing"},
-    "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing"},
+    "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing", "pictures", "report"},
     "model_card": {"registry", "data"},
     "inference": {"registry", "data", "evaluation", "run", "models"},
     "comparison": {"registry", "run", "metrics"},
