@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from . import checkpoint
 from .data import open_tokenizer
 from .registry import VARIANTS, Variant
-from .run import Faults, Run, RunRecord
+from .run import Faults, Run, RunRecord, new_folder_faults
 
 MASK_TOKEN = "<|MASK|>"
 
@@ -92,7 +92,7 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
     Raises:
         Faults: there is no whole checkpoint, or `folder` exists or cannot be written.
     """
-    lines = _place_faults(folder)
+    lines = new_folder_faults(folder)
     chosen, fault = _choose(source)
     if fault:
         lines.append(f"--checkpoint {source}: {fault}")
@@ -117,15 +117,6 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         folder,
     )
     return chosen
-
-
-def _place_faults(folder: Path) -> list[str]:
-    if folder.exists():
-        return [f"--output_dir {folder}: exists already; give a new folder"]
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [f"--output_dir {folder}: {parent} cannot be written; give another folder"]
-    return []
 
 
 def _choose(source: Path) -> tuple[Path | None, str | None]:
