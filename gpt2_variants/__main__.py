@@ -1,4 +1,4 @@
-"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | report`."""
+"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | prepare | report`."""
 
 import argparse
 import json
@@ -64,6 +64,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
 
+    prepare = commands.add_parser(
+        "prepare", help="tokenise and cut a data set once, for a folder or the Hub", allow_abbrev=False
+    )
+    prepare.add_argument("--dataset", required=True, help="as for training: a file, a folder, a Hub id, builtin, ...")
+    prepare.add_argument("--tokenizer", required=True, help="a folder, a Hub id, or builtin")
+    prepare.add_argument(
+        "--block_size",
+        default="1024",
+        help="tokens per block (1024); training with another one cuts the blocks anew, as one stream of tokens",
+    )
+    prepare.add_argument("--output_dir", type=Path, help="a new folder, which --dataset takes")
+    prepare.add_argument("--push_to_hub", action="store_true", help="push it to the Hugging Face Hub")
+    prepare.add_argument("--hub_dataset_id", help="name, or namespace/name, on the Hub")
+    prepare.add_argument("--hub_private", action="store_true", help="nobody else sees it on the Hub")
+
     report = commands.add_parser("report", help="a run's figures, and its plot anew")
     report.add_argument("runs", type=Path, nargs="+", help="run folders, such as runs/duo_predict")
     return parser
@@ -75,10 +90,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for faults in what was asked, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C."""
     try:
         arguments = make_parser().parse_args(argv)
-        COMMANDS[arguments.command](arguments)
+        code = COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except (Faults, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)
@@ -88,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as with `| head`; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return code or 0
 
 
 def _number(arguments, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]) -> Any:
@@ -199,6 +214,19 @@ def _export(arguments) -> None:
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
+def _prepare(arguments) -> int:
+    from .prepared_data import Request, faults, prepare
+
+    lines: list[str] = []
+    block_size = _number(arguments, "block_size", int, lambda v: v >= 2, "at least 2 is needed", lines)
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    request = Request(**given | {"block_size": block_size})
+    lines += faults(request)
+    if lines:
+        raise Faults(lines)
+    return prepare(request)
+
+
 def _report(arguments) -> None:
     from .report import plot, summary
 
@@ -207,7 +235,14 @@ def _report(arguments) -> None:
         print(f"plot        {plot(folder)}")
 
 
-COMMANDS = {"list": _list, "generate": _generate, "evaluate": _evaluate, "export": _export, "report": _report}
+COMMANDS = {
+    "list": _list,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "export": _export,
+    "prepare": _prepare,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
