@@ -1,4 +1,4 @@
-"""The small commands: `python -m gpt2_variants list | generate | evaluate | export | push | report`."""
+"""The small commands: `python -m gpt2_variants list | generate | evaluate | prepare | export | push | report`."""
 
 import argparse
 import json
@@ -91,6 +91,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="a run's folder (its newest whole checkpoint), or a checkpoint",
     )
     export.add_argument("--output_dir", metavar="FOLDER", type=Path, required=True, help="a new folder")
+
+    usage = "--dataset NAME --tokenizer NAME [options]"
+    prepare = add("prepare", usage, help="tokenise and cut a data set once, for a folder or the Hub")
+    prepare.add_argument(
+        "--dataset", metavar="NAME", required=True, help="as for training: a file, a folder, a Hub id, builtin, ..."
+    )
+    prepare.add_argument("--tokenizer", metavar="NAME", required=True, help="a folder, a Hub id, or builtin")
+    _add_number(prepare, "--block_size", "1024", "tokens per block; training with another cuts the blocks anew")
+    prepare.add_argument("--output_dir", metavar="FOLDER", type=Path, help="a new folder, which --dataset takes")
+    prepare.add_argument("--push_to_hub", action="store_true", help="push it to the Hugging Face Hub")
+    prepare.add_argument("--hub_dataset_id", metavar="NAME", help="name, or namespace/name, on the Hub")
+    prepare.add_argument("--hub_private", action="store_true", help="nobody else sees it")
 
     push = add("push", "RUN [options]", help="push a finished run's model/ to the Hugging Face Hub")
     push.add_argument("run", metavar="RUN", type=Path, help="the run's folder, such as runs/duo_predict")
@@ -257,6 +269,19 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
+def _prepare(arguments: argparse.Namespace) -> int:
+    from .prepared_data import Request, faults, prepare
+
+    lines: list[str] = []
+    block_size = _number(arguments, "block_size", int, lambda v: v >= 2, "at least 2 is needed", lines)
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    request = Request(**given | {"block_size": block_size})
+    lines += faults(request)
+    if lines:
+        raise Faults(lines)
+    return prepare(request)
+
+
 def _push(arguments: argparse.Namespace) -> int:
     from .hub import publish, push_faults
 
@@ -282,6 +307,7 @@ COMMANDS = {
     "list": _list,
     "generate": _generate,
     "evaluate": _evaluate,
+    "prepare": _prepare,
     "export": _export,
     "push": _push,
     "report": _report,

@@ -314,6 +314,11 @@ class BlockDataset:
         self.block_size: int = rows.features["input_ids"].length
         self._rows = rows.with_format("arrow", columns=["input_ids"])
 
+    @property
+    def rows(self) -> datasets.Dataset:
+        """The blocks as `datasets` has them, one a row, giving plain lists."""
+        return self._rows.with_format(None)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -503,7 +508,8 @@ class Data:
         fingerprint: hex digest of the training blocks, in order, and the vocabulary. Equal content gives equal
             fingerprints on every machine and by every path to it; resuming with another one would train on other
             data.
-        description: one line on source, rows, tokens and blocks, for logs.
+        summary: one line on the kind of source, its validation part, rows, tokens and blocks; it names no path.
+        description: the summary with the names of source and tokenizer, for logs.
     """
 
     train: BlockDataset
@@ -511,6 +517,7 @@ class Data:
     tokenizer: transformers.PreTrainedTokenizerBase
     vocab_size: int
     fingerprint: str
+    summary: str
     description: str
 
 
@@ -602,7 +609,7 @@ def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np
         return getattr(load(dataset, tokenizer, block_size), split).tokens()
     if faults := _local_faults(dataset, tokenizer):
         raise DataError("\n".join(faults))
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         opened = open_tokenizer(tokenizer)
         source = _read(dataset, opened, block_size, Path(scratch))
         if not source.is_text:
@@ -628,6 +635,7 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
         tokenizer=tokenizer,
         vocab_size=len(tokenizer),
         fingerprint=info["fingerprint"],
+        summary=info["summary"],
         # The names are those of this call: the same content may have been prepared under others.
         description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {len(tokenizer):,} entries",
     )
@@ -711,7 +719,7 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
     scratch = building / "scratch"
     scratch.mkdir(parents=True)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
             source = _read(dataset, tokenizer, block_size, scratch)
             if not source.is_text:
@@ -746,7 +754,7 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Show the progress of `datasets` on a terminal only, and let each process tokenise with one thread."""
     import datasets
 

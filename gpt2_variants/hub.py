@@ -21,7 +21,7 @@ from .model_card import write_card
 from .pictures import save_png
 from .registry import VARIANTS, Variant
 from .report import plot
-from .run import Faults, Run, RunRecord
+from .run import Faults, Run, RunRecord, new_folder_faults
 
 MASK_TOKEN = "<|MASK|>"
 
@@ -201,7 +201,7 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
     Raises:
         Faults: there is no whole checkpoint, or `folder` exists or cannot be written.
     """
-    lines = _place_faults(folder)
+    lines = new_folder_faults(folder)
     chosen, fault = _choose(source)
     if fault:
         lines.append(f"--checkpoint {source}: {fault}")
@@ -226,15 +226,6 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         folder,
     )
     return chosen
-
-
-def _place_faults(folder: Path) -> list[str]:
-    if folder.exists():
-        return [f"--output_dir {folder}: exists already; give a new folder"]
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [f"--output_dir {folder}: {parent} cannot be written; give another folder"]
-    return []
 
 
 def _choose(source: Path) -> tuple[Path | None, str | None]:

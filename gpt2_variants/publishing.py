@@ -32,7 +32,7 @@ def local_faults(option: str, repo_id: str | None) -> list[str]:
     if get_token() is None:
         faults.append(
             "--push_to_hub: there is no Hugging Face token; set HF_TOKEN or run `hf auth login` (a token with write "
-            f"access, from {network.endpoint()}/settings/tokens), or leave it out: what is trained can be pushed later"
+            f"access, from {network.endpoint()}/settings/tokens), or leave it out: what is made can be pushed later"
         )
     if repo_id is not None:
         try:
@@ -97,7 +97,7 @@ def claim(repo_id: str, private: bool, kind: str = "model") -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=network.endpoint())
-    return _attempt(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)).repo_id
+    return attempt(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)).repo_id
 
 
 def push_folder(folder: Path, repo_id: str, message: str, kind: str = "model") -> str:
@@ -112,7 +112,7 @@ def push_folder(folder: Path, repo_id: str, message: str, kind: str = "model") -
 
     api = HfApi(endpoint=network.endpoint())
     with quiet_bars():
-        commit = _attempt(
+        commit = attempt(
             lambda: api.upload_folder(repo_id=repo_id, repo_type=kind, folder_path=folder, commit_message=message)
         )
     return commit.commit_url
@@ -133,18 +133,27 @@ def quiet_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _attempt(do: Callable[[], T]) -> T:
-    """What `do` returns; tried three times where the fault may pass. Raises `PushError`."""
-    for wait in (*WAITS, None):
-        try:
-            if not network.reachable(anew=True):  # the client itself would take half a minute to find out
-                raise ConnectionError(f"{network.endpoint()} cannot be reached")
-            return do()
-        except Exception as err:  # the client's, the HTTP library's and the operating system's share no base class
-            if wait is None or not _may_pass(err):
-                raise PushError(_line(err)) from err
-            print(f"note: the Hub: {_line(err)}; again in {wait:.0f} s", file=sys.stderr)
-            time.sleep(wait)
+def attempt(do: Callable[[], T]) -> T:
+    """What `do` returns, which talks to the Hub; tried three times where the fault may pass. Raises `PushError`."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warnings of attempts of its own show addresses with signatures
+    try:
+        for wait in (*WAITS, None):
+            try:
+                if not network.reachable(anew=True):  # the client itself would take half a minute to find out
+                    raise ConnectionError(f"{network.endpoint()} cannot be reached")
+                return do()
+            except Exception as err:  # the client's, the HTTP library's and the operating system's share no base class
+                # an upload's fault comes wrapped in one that names the file alone
+                cause = err.__cause__ if type(err) is RuntimeError and isinstance(err.__cause__, Exception) else err
+                if wait is None or not _may_pass(cause):
+                    raise PushError(_line(cause)) from err
+                print(f"note: the Hub: {_line(cause)}; again in {wait:.0f} s", file=sys.stderr)
+                time.sleep(wait)
+    finally:
+        logging.set_verbosity(verbosity)
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -754,6 +754,16 @@ def _find_auto(value: Any, where: str = "") -> list[str]:
     return []
 
 
+def new_folder_faults(folder: Path) -> list[str]:
+    """What stands in the way of making `folder`: it exists, or its place cannot be written."""
+    if folder.exists():
+        return [f"--output_dir {folder}: exists already; give a new folder"]
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [f"--output_dir {folder}: {parent} cannot be written; give another folder"]
+    return []
+
+
 class FolderLock:
     """Keeps a second run out of a run's folder while this process lives."""
 

@@ -12,10 +12,11 @@ from conftest import ROOT
 PACKAGE = ROOT / "gpt2_variants"
 MAY_IMPORT = {
     "__init__": {"registry"},
-    "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "report"},
+    "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "prepared_data", "report"},
     "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
     "publishing": {"network"},
+    "prepared_data": {"data", "network", "publishing", "run"},
     "warm_start": {"registry", "network"},
     "run": {"registry", "data", "warm_start", "nodes", "publishing", "metrics"},
     "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run"}
