@@ -23,7 +23,7 @@ import torch
 
 import command_line
 import results_page
-from gpt2_variants.data import Data, GlobalBatchSampler, _quiet, _tokenise, check_source, data_loader, load
+from gpt2_variants.data import Data, GlobalBatchSampler, quiet, _tokenise, check_source, data_loader, load
 from results_page import Column, Table
 
 MB = 10**6
@@ -94,7 +94,7 @@ def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[
 
     counts = sorted({*itertools.takewhile(lambda n: n < plan.processes, (2**i for i in range(16))), plan.processes})
     seconds: dict[int, dict[str, list[float]]] = {count: {"load": [], "tokenise": []} for count in counts}
-    with _quiet():
+    with quiet():
         rows = Dataset.from_text(str(text), cache_dir=str(folder / "rows"), keep_linebreaks=True)
     data = None
     for number in range(plan.rounds):
@@ -103,7 +103,7 @@ def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[
             start = time.perf_counter()
             data = load(str(text), plan.tokenizer, plan.block_size, cache_dir=cache, num_proc=count)
             seconds[count]["load"].append(time.perf_counter() - start)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch, _quiet():
+            with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
                 start = time.perf_counter()
                 _tokenise(rows, data.tokenizer, Path(scratch), count)
                 seconds[count]["tokenise"].append(time.perf_counter() - start)

@@ -41,9 +41,9 @@ def hub(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    network._answers.cache_clear()
+    network.answers.cache_clear()
     yield server
-    network._answers.cache_clear()
+    network.answers.cache_clear()
 
 
 @pytest.fixture(autouse=True)
