@@ -23,7 +23,7 @@ import torch
 
 import command_line
 import results_page
-from gpt2_variants.data import Data, GlobalBatchSampler, quiet, _tokenise, check_source, data_loader, load
+from gpt2_variants.data import Data, GlobalBatchSampler, _tokenise, check_source, data_loader, load, quiet
 from results_page import Column, Table
 
 MB = 10**6
