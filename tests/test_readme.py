@@ -1,18 +1,24 @@
-"""The README's commands exist, and say what they are said to do."""
+"""The README's commands: those that need nothing are run, in their order; of the others it says what they need."""
 
+import json
 import re
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT, finish, launch, script
 
+import train_ds
 from gpt2_variants import VARIANTS, __main__
 from gpt2_variants.run import make_parser
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data)\.py"
-COMMANDS = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = [line.split(" #")[0].strip() for line in LINES]
+RUNNABLE = [line.split(" #")[0].strip() for line in LINES if "# needs " not in line]
 
 
 def of(kind: str) -> list[str]:
@@ -22,8 +28,40 @@ def of(kind: str) -> list[str]:
 def test_every_command_is_of_a_kind_that_is_tested_here():
     known = of("make ") + of(".*train_ds.py") + of("python -m gpt2_variants") + of("source .venv/bin/activate")
     known += of("pip install ") + of("python benchmarks/lm_eval/write_tasks.py") + of("lm_eval ")
-    known += of(BENCHMARK)
+    known += of(BENCHMARK) + of("wandb sync ")
     assert sorted(known) == sorted(COMMANDS)
+
+
+def test_what_needs_nothing_does_what_it_says(tmp_path, monkeypatch, corpus, in_process, capfd):
+    """In one folder, one after the other, as a reader would; the trainings cut short."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(corpus, "my.txt")
+    before: set[Path] = set()
+    for command in RUNNABLE:
+        words = shlex.split(command)
+        if "train_ds.py" in words:
+            arguments = words[words.index("train_ds.py") + 1 :]
+            steps = "3" if "--resume_from_checkpoint" in words else "2"
+            arguments += ["--max_steps", steps, "--report_to", "none"]
+            if "--num_gpus" in words:
+                ranks = int(words[words.index("--num_gpus") + 1])
+                arguments += ["--output_dir", str(tmp_path / "runs" / "ranks")]
+                assert [code for code, _ in finish(launch(ranks, arguments))] == [0] * ranks, command
+            else:
+                assert train_ds.main(arguments) == 0, (command, capfd.readouterr().err)
+        elif words[:3] == ["python", "-m", "gpt2_variants"]:
+            assert __main__.main(words[3:]) == 0, (command, capfd.readouterr().err)
+            assert capfd.readouterr().out, command
+        else:  # installation and benchmarks, which have tests of their own
+            continue
+        made = {path for path in tmp_path.rglob("*") if path.is_file()}
+        if words[-1] != "--dry_run" and words[3:4] not in (["list"], ["generate"], ["evaluate"]):
+            assert made - before, f"{command} left nothing"
+        before = made
+    for run in ("gpt2", "duo_predict", "ranks", "drift-43", "drift", "my-blocks", "rotating_head"):
+        assert json.loads(Path("runs", run, "run.json").read_text())["status"] == "finished"
+    assert {"exported", "my-blocks", "runs"} <= {path.name for path in tmp_path.iterdir()}
+    assert Path("runs/report/report.html").is_file()
 
 
 @pytest.mark.parametrize("command", of("make "))
