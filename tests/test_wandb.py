@@ -5,7 +5,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, finish, launch
+from conftest import finish, launch
 
 from gpt2_variants import metrics, network
 from gpt2_variants.run import Faults, parse
@@ -118,8 +117,8 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
 def test_report_to_none_does_not_import_wandb(tiny_run, tmp_path):
     options = ["--variant", "gpt2", *tiny_run, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
     code = f"import sys, train_ds; code = train_ds.main({options!r}); assert 'wandb' not in sys.modules; sys.exit(code)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == 0, out.stderr
+    (result,) = finish(launch(1, [], program=("-c", code)))
+    assert result[0] == 0, result
     assert not (tmp_path / "run" / "wandb").exists()
 
 
