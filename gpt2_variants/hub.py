@@ -184,8 +184,8 @@ def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list
     options = facts.get("options", {})
     name = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private
-    unasked = publishing.local_faults("--hub_model_id", name)
-    return faults + (unasked or publishing.access_faults("--hub_model_id", name, private))
+    unasked = publishing.local_faults("--hub_model_id", name, by="push")
+    return faults + (unasked or publishing.access_faults("--hub_model_id", name, private, by="push"))
 
 
 def export_checkpoint(source: Path, folder: Path) -> Path:

@@ -18,12 +18,13 @@ class PushError(RuntimeError):
     """The Hub did not take what it was given; in one line, why."""
 
 
-def local_faults(option: str, repo_id: str | None) -> list[str]:
+def local_faults(option: str, repo_id: str | None, by: str = "--push_to_hub") -> list[str]:
     """What stands in the way of a push and can be known without the network.
 
     Args:
         option: the option of the command line that gives `repo_id`, for the messages.
         repo_id: `name` or `namespace/name`; None: one that is made up later.
+        by: what asks for the push, for the messages.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -31,8 +32,8 @@ def local_faults(option: str, repo_id: str | None) -> list[str]:
     faults = []
     if get_token() is None:
         faults.append(
-            "--push_to_hub: there is no Hugging Face token; set HF_TOKEN or run `hf auth login` (a token with write "
-            f"access, from {network.endpoint()}/settings/tokens), or leave it out: what is made can be pushed later"
+            f"{by}: there is no Hugging Face token; set HF_TOKEN or run `hf auth login` (a token with write "
+            f"access, from {network.endpoint()}/settings/tokens), or push later"
         )
     if repo_id is not None:
         try:
@@ -42,11 +43,13 @@ def local_faults(option: str, repo_id: str | None) -> list[str]:
     return faults
 
 
-def access_faults(option: str, repo_id: str, private: bool, kind: str = "model") -> list[str]:
+def access_faults(
+    option: str, repo_id: str, private: bool, kind: str = "model", by: str = "--push_to_hub"
+) -> list[str]:
     """Why the Hub would not let the token's owner write `repo_id`; asked within seconds, and nothing is written.
 
     Args:
-        option: as for `local_faults`.
+        option, by: as for `local_faults`.
         repo_id: `name`, in the owner's own namespace, or `namespace/name`.
         private: nobody else is to see it.
         kind: "model" or "dataset".
@@ -57,19 +60,19 @@ def access_faults(option: str, repo_id: str, private: bool, kind: str = "model")
     where = network.endpoint()
     if not network.reachable():
         return [
-            f"--push_to_hub: the Hugging Face Hub ({where}) cannot be reached, or HF_HUB_OFFLINE is set; leave it out: "
-            "what is made can be pushed later from where there is a network"
+            f"{by}: the Hugging Face Hub ({where}) cannot be reached, or HF_HUB_OFFLINE is set; push "
+            "later, from where there is a network"
         ]
     api = HfApi(endpoint=where)
     try:
         user = api.whoami()
     except HfHubHTTPError as err:
         if err.response.status_code in (401, 403):
-            return [f"--push_to_hub: {where} does not know the token; make a new one at {where}/settings/tokens"]
-        return [f"--push_to_hub: {where} does not say whose the token is: {_line(err)}"]
+            return [f"{by}: {where} does not know the token; make a new one at {where}/settings/tokens"]
+        return [f"{by}: {where} does not say whose the token is: {_line(err)}"]
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        return [f"--push_to_hub: the token may only read; make one with write access at {where}/settings/tokens"]
+        return [f"{by}: the token may only read; make one with write access at {where}/settings/tokens"]
     may_not = {org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") == "read"}
     namespaces = [user["name"], *(org["name"] for org in user.get("orgs", []) if org["name"] not in may_not)]
     repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
