@@ -66,8 +66,8 @@ def access_faults(
     api = HfApi(endpoint=where)
     try:
         user = api.whoami()
-    except HfHubHTTPError as err:
-        if err.response.status_code in (401, 403):
+    except Exception as err:  # the client's and the HTTP library's share no base class
+        if isinstance(err, HfHubHTTPError) and err.response.status_code in (401, 403):
             return [f"{by}: {where} does not know the token; make a new one at {where}/settings/tokens"]
         return [f"{by}: {where} does not say whose the token is: {_line(err)}"]
     token = user.get("auth", {}).get("accessToken", {})
@@ -85,7 +85,7 @@ def access_faults(
         if not isinstance(err, GatedRepoError):
             return []  # it will be made
         return [f"{option} {repo_id}: {_line(err)}"]
-    except HfHubHTTPError as err:
+    except Exception as err:
         return [f"{option} {repo_id}: cannot be written with this token: {_line(err)}"]
     if private and not existing.private:
         return [

@@ -255,6 +255,15 @@ def test_what_stands_in_the_way_is_said_before_training(hub, tiny_run, tmp_path,
     lines = faults([*push, "--hub_model_id", "bob/x", "--max_steps", "0"], capfd)
     assert [line.split()[1] for line in lines] == ["--max_steps", "--hub_model_id"]
 
+    def hang_up(handler) -> bool:
+        if handler.path == "/api/whoami-v2":
+            handler.close_connection = True
+            handler.connection.close()
+        return handler.path == "/api/whoami-v2"
+
+    hub.interfere = hang_up
+    assert "does not say whose the token is" in the_fault(push)
+    hub.interfere = lambda handler: False
     monkeypatch.setenv("HF_TOKEN", READ_ONLY)
     assert "the token may only read" in the_fault(push)
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
