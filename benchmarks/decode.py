@@ -19,6 +19,7 @@ import torch
 
 import command_line
 import results_page
+from gpt2_variants.models.modeling_base import CACHE_NAME
 from gpt2_variants.registry import GPT2_VOCABULARY, SIZES, VARIANTS
 from results_page import Column, Table
 
@@ -115,7 +116,7 @@ def take(case: Case, prompt: torch.Tensor, new_tokens: int) -> tuple[float, floa
         prefilled = _now()
         tokens = []
         for _ in range(new_tokens):
-            out = case.model(token, past_key_values=out.past_key_values, use_cache=True)
+            out = case.model(token, **{CACHE_NAME: out[CACHE_NAME]}, use_cache=True)
             token = out.logits.argmax(-1)
             tokens.append(token)
         return prefilled - start, _now() - prefilled, torch.cat(tokens, 1)

@@ -758,7 +758,7 @@ def quiet() -> Iterator[None]:
     """Show the progress of `datasets` on a terminal only, and let each process tokenise with one thread."""
     import datasets
 
-    parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
+    environment, parallelism = os.environ, os.environ.get("TOKENIZERS_PARALLELISM")
     bars_shown = not datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -768,6 +768,8 @@ def quiet() -> Iterator[None]:
     finally:
         if bars_shown:
             datasets.enable_progress_bars()
+        # `Dataset.map` leaves a copy in its place: changes undone in the one would stay in the other
+        os.environ = environment  # noqa: B003
         os.environ.pop("TOKENIZERS_PARALLELISM")
         if parallelism is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = parallelism

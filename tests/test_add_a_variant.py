@@ -13,9 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-SECTION = re.search(r"^### Add a variant\n(.*?)^##", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)[
-    1
-]
+SECTION = re.search(r"^## Add a variant\n(.*?)^##", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)[1]
 FILE, RECORD = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
 PLACE = re.search(r"`(gpt2_variants/models/modeling_\w+\.py)`, the whole file", SECTION)[1]
 OWN = re.search(r'`("\w+": .+?,)` here', SECTION)[1]

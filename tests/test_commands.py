@@ -122,7 +122,9 @@ def test_text_appears_as_it_is_generated(run, monkeypatch):
     finally:
         hook.remove()
     shown = [piece for piece in shown if piece[0]]
-    assert shown[0] == ("The ", 0)  # of the prompt, before anything is computed
+    first, computed = shown[0]
+    assert computed == 0
+    assert "The time".startswith(first)  # of the prompt; until transformers 5.24 its last word waits for a space
     assert len({computed for _, computed in shown}) >= 5
     assert forwards == 20
 

@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import GOLDEN, random_ids, tiny
 from transformers import AutoModelForCausalLM
 
 from gpt2_variants import VARIANTS
+from gpt2_variants.models.modeling_base import CACHE_NAME
 
 
 def stream_log_probs(model, ids):
@@ -245,6 +247,18 @@ def test_cached_generation_equals_uncached(variant, how):
         )
     assert outs[0].shape == (2, 96)
     assert torch.equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", None])
+def test_a_cache_is_taken_by_its_new_and_its_older_name_and_in_its_place(variant, name):
+    """transformers 5.24 renamed it; both names work here whatever the version, without a warning."""
+    model, ids = tiny(variant), random_ids(2, 12)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = model(ids).logits
+        cache = model(ids[:, :9], use_cache=True)[CACHE_NAME]
+        rest = model(ids[:, 9:], cache) if name is None else model(ids[:, 9:], **{name: cache})
+    torch.testing.assert_close(rest.logits, whole[:, 9:], atol=1e-5, rtol=0)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(variant):

@@ -7,6 +7,7 @@ import torch
 from conftest import random_ids, tiny
 from transformers import StaticCache
 
+from gpt2_variants.models.modeling_base import CACHE_NAME
 from gpt2_variants.models.modeling_parallel import ParallelGPT2Config
 from gpt2_variants.models.wide_pair import WidePair, can_be_wide
 
@@ -96,15 +97,15 @@ def test_a_cache_does_not_tell_whether_pairs_were_wide(static, wide_steps):
     model, ids = random_model("parallel").double(), random_ids()
     new_cache = lambda: StaticCache(config=model.config, max_cache_len=24) if static else None
     with torch.no_grad():
-        caches = [model(ids[:, :20], use_cache=True, past_key_values=new_cache()).past_key_values for _ in range(2)]
-        model(ids[:, 20:21], past_key_values=caches[0])
+        caches = [model(ids[:, :20], use_cache=True, cache=new_cache())[CACHE_NAME] for _ in range(2)]
+        model(ids[:, 20:21], cache=caches[0])
         with model.transformer.h.widened():
-            model(ids[:, 20:21], past_key_values=caches[1])
+            model(ids[:, 20:21], cache=caches[1])
         assert len(wide_steps) == 2
         for plain, wide in zip(caches[0].layers, caches[1].layers, strict=True):
             torch.testing.assert_close(wide.keys, plain.keys, atol=1e-12, rtol=0)
             torch.testing.assert_close(wide.values, plain.values, atol=1e-12, rtol=0)
-        last = model(ids[:, 21:], past_key_values=caches[1]).logits
+        last = model(ids[:, 21:], cache=caches[1]).logits
         torch.testing.assert_close(last, model(ids).logits[:, 21:], atol=1e-12, rtol=0)
 
 
@@ -184,6 +185,6 @@ def test_decoding_is_one_graph_for_torch_compile():
     step = torch.compile(model.forward, backend="eager", fullgraph=True)
     with torch.no_grad(), model.transformer.h.widened():
         cache = StaticCache(config=model.config, max_cache_len=24)
-        model(ids[:, :-1], past_key_values=cache)
-        last = step(ids[:, -1:], past_key_values=cache).logits
+        model(ids[:, :-1], cache=cache)
+        last = step(ids[:, -1:], cache=cache).logits
         torch.testing.assert_close(last, model(ids).logits[:, -1:], atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D,
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from transformers.models.gpt2.modeling_gpt2 import (
 )
 
 from .loss_head import IGNORE_INDEX, LMHead, TokenScores
+
+# What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
+CACHE_NAME = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
 
 
 @dataclass
@@ -109,19 +113,19 @@ class VariantAttention(GPT2Attention):
     def forward(  # type: ignore[override]  # transformers calls hidden_states a tuple; it is a tensor there too
         self,
         hidden_states: torch.Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = False,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, E) -> (B, S, E) and the attention weights, if the backend gives them."""
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
-        query, key = self.place(
-            query, key, first_slot=0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
-        )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = past_key_values if cache is None else cache
+        query, key = self.place(query, key, first_slot=0 if cache is None else cache.get_seq_length(self.layer_idx))
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         mixed, weights = self.attend(query, key, value, attention_mask, **kwargs)
         return self.resid_dropout(self.c_proj(mixed.flatten(2))), weights
 
@@ -198,7 +202,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
@@ -209,6 +213,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         skip_logits: bool = False,
         return_token_scores: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """As `GPT2LMHeadModel.forward`; and, for training and evaluation:
@@ -218,6 +223,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             skip_logits: return the loss alone; the (B, S, V) logits are never materialised.
             return_token_scores: return the scores of every prediction as well; implies `skip_logits`.
             num_items_in_batch: divides the sum over the predictions; by default their count.
+            past_key_values: the older name of `cache`.
 
         Raises:
             ValueError: `skip_logits` or `return_token_scores` without `labels`.
@@ -241,9 +247,9 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             return VariantOutput(loss=mean_loss(scores, num_items_in_batch), token_scores=scores)
         if num_items_in_batch is not None:
             kwargs["num_items_in_batch"] = num_items_in_batch
+        kwargs[CACHE_NAME] = past_key_values if cache is None else cache
         return super().forward(
             input_ids,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,

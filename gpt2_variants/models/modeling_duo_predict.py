@@ -166,9 +166,7 @@ class DuoPredictGPT2Model(VariantModel):
         dense = attention_mask is not None or self.config._attn_implementation == "eager"
         causal_mask, masks = None, {}
         if dense:
-            causal_mask = create_causal_mask(
-                config=self.config, inputs_embeds=tokens, attention_mask=attention_mask, past_key_values=None
-            )
+            causal_mask = create_causal_mask(self.config, tokens, attention_mask, None)
             masks = {n: self._infill_mask(num_tokens, n, attention_mask, input_ids.device) for n in (True, False)}
         hidden = self.drop(torch.cat([tokens, slots], dim=1))
         for layer, block in enumerate(self.h):
@@ -247,7 +245,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
@@ -258,6 +256,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         skip_logits: bool = False,
         return_token_scores: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """As `VariantLMHeadModel.forward`; with `labels` (B, S) and the logits wanted, a `DuoPredictOutput`.
@@ -268,6 +267,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         if labels is None or skip_logits or return_token_scores:
             return super().forward(
                 input_ids,
+                cache=cache,
                 past_key_values=past_key_values,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,
@@ -281,7 +281,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
                 num_items_in_batch=num_items_in_batch,
                 **kwargs,
             )
-        if not (past_key_values is inputs_embeds is token_type_ids is None):
+        if not (cache is past_key_values is inputs_embeds is token_type_ids is None):
             raise ValueError(
                 "with labels, duo-predict takes whole sequences of input_ids: no cache, embeddings or token types"
             )

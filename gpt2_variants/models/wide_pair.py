@@ -60,7 +60,7 @@ class WidePair:
     def __call__(
         self,
         hidden: torch.Tensor,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: None = None,
         encoder_attention_mask: None = None,
@@ -68,14 +68,14 @@ class WidePair:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the two blocks return for `hidden` (B, 1, E), with a block's arguments: two (B, 1, E)."""
         rows = hidden.squeeze(1)
-        attended = self._attend(self._norm("ln_1", rows), past_key_values, attention_mask, **kwargs)
+        attended = self._attend(self._norm("ln_1", rows), cache, attention_mask, **kwargs)
         after_attention = self._linear("attn.c_proj", attended) + rows
         inner = self._blocks[0].mlp.act(self._linear("mlp.c_fc", self._norm("ln_2", after_attention)))
         left, right = (after_attention + self._linear("mlp.c_proj", inner)).unsqueeze(2)
         return left, right
 
     def _attend(
-        self, x: torch.Tensor, past_key_values: Cache | None, attention_mask: torch.Tensor | None, **kwargs
+        self, x: torch.Tensor, cache: Cache | None, attention_mask: torch.Tensor | None, **kwargs
     ) -> torch.Tensor:
         """(2, B, E) -> (2, B, E), each block with its own layer of the cache."""
         attention = self._blocks[0].attn
@@ -84,8 +84,8 @@ class WidePair:
         mixed = []
         for block, own_heads in zip(self._blocks, heads, strict=True):
             query, key, value = own_heads.unbind(1)  # (B, H, 1, D)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, block.attn.layer_idx)
+            if cache is not None:
+                key, value = cache.update(key, value, block.attn.layer_idx)
             out, _ = backend(
                 block.attn, query, key, value, attention_mask, dropout=0.0, scaling=block.attn.scaling, **kwargs
             )
