@@ -404,7 +404,7 @@ def test_list_gives_every_variants_parameters(capsys):
     assert table.keys() == VARIANTS.keys()
     assert table["gpt2"][2] == "354,823,168"
     assert table["duo_predict"][2:4] == ["354,299,904", "512"]
-    readme = (ROOT / "README.md").read_text().split("## Variants")[1].split("###")[0]
+    readme = (ROOT / "README.md").read_text().split("## Variants")[1].split("\n## ")[0]
     for name, (_, family, parameters, block_size, *_) in table.items():
         assert family == VARIANTS[name].family
         (line,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]

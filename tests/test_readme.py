@@ -112,3 +112,27 @@ def test_the_harness_is_given_tasks_that_exist_where_they_were_written():
 def test_the_table_names_every_variant():
     for name in VARIANTS:
         assert f"| `{name}` |" in README
+
+
+def test_the_results_are_those_that_were_measured():
+    """Perplexity and difference of each variant, rounded from the page that `report` wrote."""
+    page = (ROOT / "benchmarks/results/amd-epyc-2-cores/quality.md").read_text()
+
+    def rows(text: str, heading: str) -> dict[str, list[str]]:
+        table = re.search(rf"^## {heading}\n(.*?)^## ", text, flags=re.DOTALL | re.MULTILINE)[1]
+        cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+        return {row[0]: row[1:] for row in cells if row[0] in VARIANTS}
+
+    said, quality, against = (
+        rows(README, "Results so far"),
+        rows(page, "Validation"),
+        rows(page, "Against the baseline"),
+    )
+    assert said.keys() == quality.keys() == VARIANTS.keys()
+    numbers = lambda cell: [float(number.replace("\N{MINUS SIGN}", "-")) for number in cell.split(" ± ")]
+    for name, (perplexity, accuracy, loss, flops, _) in said.items():
+        assert numbers(perplexity) == pytest.approx(numbers(quality[name][2]), abs=0.0501)
+        assert numbers(accuracy)[0] == pytest.approx(numbers(quality[name][3])[0], abs=0.000501)
+        if name != "gpt2":
+            assert numbers(loss) == pytest.approx(numbers(against[name][2]), abs=0.000501)
+            assert numbers(flops) == pytest.approx(numbers(against[name][7]), abs=0.00501)
