@@ -467,6 +467,7 @@ def test_two_ranks_give_the_losses_of_one(tiny_run, ds_json, tmp_path):
     one = train(options, tmp_path / "one")
     results = finish(launch(2, ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "two")]))
     assert [code for code, _ in results] == [0, 0], results
+    assert not [err for _, err in results if "Warning" in err]
     for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
