@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpt2_variants.models.duo_attention import _blockwise, _FlashDuoAttention, duo_attention
+from gpt2_variants.models.blockwise_duo_attention import blockwise_duo_attention
+from gpt2_variants.models.duo_attention import duo_attention
+from gpt2_variants.models.flash_duo_attention import FlashDuoAttention
 from gpt2_variants.models.modeling_duo_predict import (
     DuoPredictAttention,
     DuoPredictGPT2LMHeadModel,
@@ -94,10 +96,10 @@ def make_attention(way: str, num_tokens: int, dropout: float, device: torch.devi
         mask = dense_mask(num_tokens, True, device)
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if way == FLASH:
-        return lambda q, k, v: _FlashDuoAttention.apply(q, k, v, num_tokens, True, dropout, q.shape[-1] ** -0.5)
+        return lambda q, k, v: FlashDuoAttention.apply(q, k, v, num_tokens, True, dropout, q.shape[-1] ** -0.5)
     if way == BLOCKS:
         seed = torch.zeros((), dtype=torch.long)
-        return lambda q, k, v: _blockwise(q, k, v, seed, num_tokens, True, dropout, q.shape[-1] ** -0.5)
+        return lambda q, k, v: blockwise_duo_attention(q, k, v, seed, num_tokens, True, dropout, q.shape[-1] ** -0.5)
     if way == FLEX:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2_variants.models import duo_attention as module
+from gpt2_variants.models.blockwise_duo_attention import blockwise_duo_attention
 from gpt2_variants.models.duo_attention import duo_attention
+from gpt2_variants.models.flash_duo_attention import FlashDuoAttention
 
 
 def visible(num_tokens: int, neighbour: bool) -> torch.Tensor:
@@ -35,12 +36,12 @@ def dense(query, key, value, num_tokens, neighbour, scale=None):
 
 def flash(query, key, value, num_tokens, neighbour, scale=None):
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return module._FlashDuoAttention.apply(query, key, value, num_tokens, neighbour, 0.0, scale)
+    return FlashDuoAttention.apply(query, key, value, num_tokens, neighbour, 0.0, scale)
 
 
 def blockwise(query, key, value, num_tokens, neighbour, scale=None, dropout=0.0, seed=0):
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return module._blockwise(query, key, value, torch.tensor(seed), num_tokens, neighbour, dropout, scale)
+    return blockwise_duo_attention(query, key, value, torch.tensor(seed), num_tokens, neighbour, dropout, scale)
 
 
 WAYS = {"flash": flash, "blockwise": blockwise, "chosen": duo_attention}
@@ -173,7 +174,7 @@ def test_the_cuda_kernel_takes_what_it_is_given(dropout):
     """On the meta device: the kernel's signature and shapes, in both directions. Its numbers need a GPU."""
     for num_tokens in (2, 3, 512):
         tensors = [x.detach().bfloat16().requires_grad_() for x in inputs(num_tokens, size=64, device="meta")]
-        out = module._FlashDuoAttention.apply(*tensors, num_tokens, True, dropout, 0.125)
+        out = FlashDuoAttention.apply(*tensors, num_tokens, True, dropout, 0.125)
         assert out.shape == tensors[0].shape
         grads = torch.autograd.grad(out, tensors, torch.empty_like(out))
         assert all(g.shape == out.shape and g.dtype == torch.bfloat16 for g in grads)

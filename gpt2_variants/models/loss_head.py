@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .precision import float32_or_better
+
 IGNORE_INDEX = -100  # a label that is not predicted, as everywhere in PyTorch and transformers
 CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}  # rows of logits alive at once, by type of device; 4096 elsewhere
 VOCABULARY_MULTIPLE = 128  # what CUDA's matrix products want of a dimension; 50,257 is odd
@@ -102,8 +104,7 @@ class LMHead(nn.Linear):
 
 def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
     """The `TokenScores` of `logits` (..., N, V) for `targets` (..., N), with the softmax in float32 or better."""
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
+    logits = float32_or_better(logits)
     nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return TokenScores(
         nll=nll.view_as(targets),
@@ -120,7 +121,7 @@ def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
     """
     valid = (targets != IGNORE_INDEX).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
-    x = logits.float() if logits.dtype.itemsize < torch.float32.itemsize else logits
+    x = float32_or_better(logits)
     of_target, top = x.gather(1, index), x.amax(-1, keepdim=True)
     grad = x.sub_(top).exp_()
     normaliser = grad.sum(-1, keepdim=True)

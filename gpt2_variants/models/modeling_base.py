@@ -23,6 +23,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
 )
 
 from .loss_head import IGNORE_INDEX, LMHead, TokenScores
+from .precision import float32_or_better
 
 # What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
 CACHE_NAME = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
@@ -61,8 +62,7 @@ class Float32Parameters(nn.Module):
 
     def exact(self, name: str) -> torch.Tensor:
         """The parameter `name` in float32 or better: its master value, if there is one, else its own."""
-        own = getattr(self, name)
-        own = own.float() if own.dtype.itemsize < torch.float32.itemsize else own
+        own = float32_or_better(getattr(self, name))
         master = getattr(self, f"{name}_master", None)
         return own if master is None else master + (own - own.detach())
 

@@ -1,0 +1,130 @@
+"""Duo-predict's attention over PyTorch's flash attention kernel, for bf16 and fp16 on CUDA, without dropout on CPUs.
+
+The kernel computes both causal pasts. A slot's other keys are merged through the log-sum-exp; backward, the kernel is
+given the merged output and log-sum-exp, and so differentiates the merged softmax.
+
+Shape legend: B batch, S tokens, H heads, D head size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .blockwise_duo_attention import extra_keys
+from .precision import float32_or_better
+
+
+class FlashDuoAttention(torch.autograd.Function):
+    """Both pasts by a flash attention kernel, a slot's other keys merged with theirs through the log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        num_tokens: int,
+        neighbour: bool,
+        dropout: float,
+        scale: float,
+    ) -> torch.Tensor:
+        """As `duo_attention`."""
+        past = num_tokens - 2
+        tokens = [x[:, :, :num_tokens] for x in (query, key, value)]
+        slots = [query[:, :, num_tokens + 1 :], key[:, :, :past], value[:, :, :past]]
+        out_tokens, lse_tokens, *random_tokens = _flash(*tokens, dropout=dropout, scale=scale)
+
+        q = query[:, :, num_tokens:]
+        others = [slice(first, first + num_tokens - 1) for first in extra_keys(num_tokens, neighbour)]
+        scores = torch.stack([_dot(q, key[:, :, other]) * scale for other in others], dim=-1)
+        if dropout:
+            factor = (torch.rand_like(scores) >= dropout).to(scores.dtype) / (1 - dropout)
+        else:
+            factor = torch.ones_like(scores)
+        lse = scores.logsumexp(-1)
+        if past:
+            out_past, lse_past, *random_slots = _flash(*slots, dropout=dropout, scale=scale)
+            lse_past = F.pad(lse_past, (1, 0), value=-torch.inf)  # m_1 has no past
+            lse = torch.logaddexp(lse, lse_past)
+            out_slots = F.pad(out_past, (0, 0, 1, 0)) * (lse_past - lse).exp().unsqueeze(-1)
+        else:
+            random_slots, out_slots = random_tokens, torch.zeros_like(q)
+        weights = (scores - lse.unsqueeze(-1)).exp() * factor
+        for column, other in enumerate(others):
+            out_slots = out_slots + weights[..., column, None] * value[:, :, other]
+        out = torch.cat([out_tokens, out_slots.to(query.dtype)], dim=2)
+
+        ctx.save_for_backward(query, key, value, out, lse_tokens, lse, factor, *random_tokens, *random_slots)
+        ctx.num_tokens, ctx.others, ctx.dropout, ctx.scale = num_tokens, others, dropout, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of query, key and value."""
+        query, key, value, out, lse_tokens, lse, factor, *random = ctx.saved_tensors
+        num_tokens, past = ctx.num_tokens, ctx.num_tokens - 2
+        random_tokens, random_slots = random[: len(random) // 2], random[len(random) // 2 :]
+        tokens = [x[:, :, :num_tokens] for x in (grad, query, key, value, out)]
+        options = {"dropout": ctx.dropout, "scale": ctx.scale}
+        grad_q, grad_k, grad_v = _flash_backward(*tokens, lse=lse_tokens, random=random_tokens, **options)
+
+        q, g, o = (x[:, :, num_tokens:] for x in (query, grad, out))
+        delta = _dot(g, o)
+        grad_q_slots = torch.zeros_like(q, dtype=delta.dtype)
+        grad_k, grad_v = (F.pad(x.to(delta.dtype), (0, 0, 0, num_tokens - 1)) for x in (grad_k, grad_v))
+        if past:
+            # with the merged output and log-sum-exp: the gradients of the merged softmax
+            slots = (g[:, :, 1:], q[:, :, 1:], key[:, :, :past], value[:, :, :past], o[:, :, 1:])
+            grads = _flash_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
+            grad_q_slots[:, :, 1:] += grads[0]
+            grad_k[:, :, :past] += grads[1]
+            grad_v[:, :, :past] += grads[2]
+        for column, other in enumerate(ctx.others):
+            k, v = key[:, :, other], value[:, :, other]
+            probability, kept = (_dot(q, k) * ctx.scale - lse).exp(), factor[..., column]
+            grad_score = (probability * (kept * _dot(g, v) - delta) * ctx.scale).unsqueeze(-1)
+            grad_q_slots += grad_score * k
+            grad_k[:, :, other] += grad_score * q
+            grad_v[:, :, other] += (probability * kept).unsqueeze(-1) * g
+        grad_q = torch.cat([grad_q, grad_q_slots.to(query.dtype)], dim=2)
+        return grad_q, grad_k.to(query.dtype), grad_v.to(query.dtype), None, None, None, None
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(..., D), (..., D) -> (...), in float32 or better."""
+    return (float32_or_better(x) * y).sum(-1)
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float, scale: float
+) -> tuple[torch.Tensor, ...]:
+    """Causal attention: its output, its log-sum-exp (B, H, S), and on CUDA the state of its random numbers."""
+    if query.device.type != "cpu":
+        attention = torch.ops.aten._scaled_dot_product_flash_attention
+        out, lse, _, _, _, _, seed, offset, _ = attention(query, key, value, dropout, True, False, scale=scale)
+        return out, lse, seed, offset
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
+
+
+def _flash_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    lse: torch.Tensor,
+    random: Sequence[torch.Tensor],
+    dropout: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if query.device.type != "cpu":
+        backward, length = torch.ops.aten._scaled_dot_product_flash_attention_backward, query.shape[2]
+        return backward(
+            *(grad, query, key, value, out, lse, None, None, length, length, dropout, True, *random), scale=scale
+        )
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return backward(grad, query, key, value, out, lse, dropout, True, scale=scale)
