@@ -7,7 +7,6 @@ Writes decode.json and decode.md under benchmarks/results/<device>/. Exit codes:
 """
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -44,11 +43,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and whether pairs of blocks may run as one computation, as `generate()` lets them."""
+    """A model, and what it is called on the page."""
 
     name: str
     model: torch.nn.Module
-    wide: bool = True
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,19 +105,16 @@ def take(case: Case, prompt: torch.Tensor, new_tokens: int) -> tuple[float, floa
     The prefill gives the first token, each of N steps one more, the most probable. As `generate()` does it, without
     that method's own work between the steps.
     """
-    blocks = case.model.transformer.h
-    widened = blocks.widened() if case.wide and hasattr(blocks, "widened") else contextlib.nullcontext()
-    with widened:
-        start = _now()
-        out = case.model(prompt, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
-        prefilled = _now()
-        tokens = []
-        for _ in range(new_tokens):
-            out = case.model(token, **{CACHE_NAME: out[CACHE_NAME]}, use_cache=True)
-            token = out.logits.argmax(-1)
-            tokens.append(token)
-        return prefilled - start, _now() - prefilled, torch.cat(tokens, 1)
+    start = _now()
+    out = case.model(prompt, use_cache=True, logits_to_keep=1)
+    token = out.logits[:, -1:].argmax(-1)
+    prefilled = _now()
+    tokens = []
+    for _ in range(new_tokens):
+        out = case.model(token, **{CACHE_NAME: out[CACHE_NAME]}, use_cache=True)
+        token = out.logits.argmax(-1)
+        tokens.append(token)
+    return prefilled - start, _now() - prefilled, torch.cat(tokens, 1)
 
 
 def _now() -> float:
@@ -136,10 +131,7 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
     for variant in [name for name in plan.variants if name != REFERENCE] or [REFERENCE]:
         cases = [reference]
         if variant != REFERENCE:
-            model = make_model(plan, variant, device)
-            cases.append(Case(variant, model))
-            if hasattr(model.transformer.h, "widened"):
-                cases.append(Case(f"{variant}, blocks one after the other", model, wide=False))
+            cases.append(Case(variant, make_model(plan, variant, device)))
         for batch in plan.batch_sizes:
             seconds = _in_turn(plan, cases, batch, device)
             for own, new in zip(of_reference[batch], seconds[REFERENCE], strict=True):
@@ -180,11 +172,8 @@ def _row(plan: Plan, name: str, batch: int, seconds: dict[str, tuple[list[float]
         "prefill_seconds": prefill,
         "decode_seconds": decode,
     }
-    apart = f"{name}, blocks one after the other"
-    for key, other in (("relative", REFERENCE), ("over_apart", apart)):
-        if other in seconds:
-            for part, own, theirs in zip(("prefill", "decode"), seconds[name], seconds[other], strict=True):
-                row[f"{part}_{key}"] = statistics.median(b / a for a, b in zip(own, theirs, strict=True))
+    for part, own, theirs in zip(("prefill", "decode"), seconds[name], seconds[REFERENCE], strict=True):
+        row[f"{part}_relative"] = statistics.median(b / a for a, b in zip(own, theirs, strict=True))
     return row
 
 
@@ -211,12 +200,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
         "Medians over the rounds. A step decodes one token of every sequence. Over gpt2's: the speed as a multiple of "
         "gpt2's in the same round, the median; above 1 is faster."
     )
-    found = [Table("Variants", columns, rows, legend)]
-    if wide := [row for row in rows if "decode_over_apart" in row]:
-        columns = (Column("case", "variant"), Column("batch", "batch"), Column("decode_over_apart", "speed-up", ".3f"))
-        legend = "Decoding with a pair's blocks as one wider computation, over the same with one after the other."
-        found.append(Table("Wide pairs", columns, wide, legend))
-    return found
+    return [Table("Variants", columns, rows, legend)]
 
 
 def notes(plan: Plan) -> list[str]:

@@ -6,7 +6,7 @@ mask. Weights, predictions and loss head are those of `DuoPredictGPT2LMHeadModel
 
 import torch
 
-from gpt2_variants.models.modeling_duo_predict import DuoPredictGPT2LMHeadModel
+from gpt2_variants.models.modeling_duo_predict import DuoPredictGPT2LMHeadModel, StreamsOutput
 
 
 def interleaved_mask(num_tokens: int, neighbour: bool, device: torch.device | None = None) -> torch.Tensor:
@@ -24,8 +24,8 @@ def interleaved_mask(num_tokens: int, neighbour: bool, device: torch.device | No
 class DenseDuoPredictLMHeadModel(DuoPredictGPT2LMHeadModel):
     """`DuoPredictGPT2LMHeadModel` that trains on the interleaved sequence. For whole sequences, without padding."""
 
-    def prediction_streams(self, input_ids, labels, **kwargs):
-        """As `DuoPredictGPT2LMHeadModel.prediction_streams`, of `input_ids` and `labels` (B, S)."""
+    def encode(self, input_ids, **kwargs):
+        """As `DuoPredictGPT2LMHeadModel.encode`, of whole sequences `input_ids` (B, S)."""
         body, (batch, num_tokens) = self.transformer, input_ids.shape
         ids = torch.full((batch, 2 * num_tokens - 1), self.config.mask_token_id, device=input_ids.device)
         ids[:, ::2] = input_ids
@@ -38,5 +38,4 @@ class DenseDuoPredictLMHeadModel(DuoPredictGPT2LMHeadModel):
         for layer, block in enumerate(body.h):
             hidden = block(hidden, None, first if layer == 0 else later)
         hidden = body.ln_f(hidden)
-        tokens, slots = hidden[:, ::2], hidden[:, 1::2]
-        return {"next_token": (tokens[:, :-1], labels[:, 1:]), "infill": (slots, labels[:, :-1])}
+        return StreamsOutput(last_hidden_state=hidden[:, ::2], infill_hidden_state=hidden[:, 1::2])

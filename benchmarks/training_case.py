@@ -81,7 +81,7 @@ class Trainer:
         block_size, sequences = case.run.block_size, self.ds_config["train_batch_size"]
         positions, parameters = model.positions(block_size), model.num_parameters()
         self.accumulation = self.ds_config["gradient_accumulation_steps"]
-        self.items = sequences * (positions - 1) / self.accumulation  # as `training` counts predictions
+        self.items = sequences * (block_size - 1) / self.accumulation  # next-token labels, as `training` counts
         self.step = (engine_step if case.loop == "deepspeed" else plain_step)(self)
         self.losses: list[torch.Tensor] = []
         generator = torch.Generator().manual_seed(case.run.seed)

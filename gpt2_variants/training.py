@@ -432,7 +432,6 @@ class _Loop:
         self.universal = self.recut and self.cut["zero_stage"] > 0
         self.engine, self.float32_parameters = make_engine(run, config, ds_config, warm, self.universal)
         self.model = self.engine.module
-        self.positions = self.model.positions(run.block_size)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         self.checkpoint_bytes = 12 * parameters  # float32 masters and AdamW's two moments, at least
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
@@ -558,7 +557,8 @@ class _Loop:
 
     def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
-        items = self._blocks_in_step(self.step) * (self.positions - 1) / (self.world * self.accumulation)
+        next_tokens = self._blocks_in_step(self.step) * (self.options.block_size - 1)
+        items = next_tokens / (self.world * self.accumulation)
         total = torch.zeros((), device=self.engine.device)
         for _ in range(self.accumulation):
             batch = next(micro_batches)

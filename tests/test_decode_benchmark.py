@@ -23,7 +23,7 @@ def test_figures_of_every_case_and_batch_size(decode, tmp_path):
     assert decode.main([*TINY, "--variants", "parallel", "duo_predict", "--output_dir", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "decode.json").read_text())
     rows = record["tables"]["Variants"]
-    cases = ["gpt2", "parallel", "parallel, blocks one after the other", "duo_predict"]
+    cases = ["gpt2", "parallel", "duo_predict"]
     assert [(row["batch"], row["case"]) for row in rows] == [(batch, case) for batch in (1, 2) for case in cases]
     for row in rows:
         rounds = 4 if row["case"] == "gpt2" else 2  # gpt2 takes turns with each of the two variants
@@ -32,8 +32,7 @@ def test_figures_of_every_case_and_batch_size(decode, tmp_path):
         assert tokens == pytest.approx(row["batch"])
         assert row["decode_relative"] > 0
         assert row["prefill_relative"] > 0
-    assert [row["case"] for row in record["tables"]["Wide pairs"]] == ["parallel", "parallel"]
-    assert "| parallel, blocks one after the other | 2 |" in (tmp_path / "decode.md").read_text()
+    assert "| parallel | 2 |" in (tmp_path / "decode.md").read_text()
 
 
 def test_the_ratio_is_the_references_time_over_the_cases_own(decode):
@@ -43,7 +42,6 @@ def test_the_ratio_is_the_references_time_over_the_cases_own(decode):
     assert row["decode_relative"] == 0.5
     assert row["prefill_tokens_per_second"] == 2 * 5 / 3
     assert row["decode_tokens_per_second"] == 2 * 3 / 2
-    assert "decode_over_apart" not in row
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "parallel_add", "rotating_head"])
@@ -51,9 +49,8 @@ def test_the_steps_decode_what_generate_does(decode, variant):
     model = decode.make_model(decode.parse(TINY), variant, "cpu")
     prompt = torch.randint(0, 4000, (2, 5), generator=torch.Generator().manual_seed(0))
     generated = model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
-    for wide in (True, False):
-        *_, tokens = decode.take(decode.Case(variant, model, wide), prompt, 3)
-        assert torch.equal(tokens, generated[:, 6:])
+    *_, tokens = decode.take(decode.Case(variant, model), prompt, 3)
+    assert torch.equal(tokens, generated[:, 6:])
 
 
 def test_faults_are_told_at_once_a_line_each(decode, capsys, tmp_path):

@@ -105,7 +105,7 @@ def test_the_vocabulary_is_padded_where_it_is_not_a_cpu():
     hidden = torch.empty(8192, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
     targets = torch.empty(8192, dtype=torch.long, device="meta")
     with Products():
-        loss = loss_head._SummedLoss.apply(hidden, head.weight, targets, loss_head.logits_to_grad)
+        loss = loss_head._SummedLoss.apply(hidden, head.weight, targets, None, loss_head.logits_to_grad)
     assert {size for shape in shapes for size in shape} == {4096, 64, 50_304}
     grads = torch.autograd.grad(loss, (hidden, head.weight))
     assert [g.shape for g in grads] == [hidden.shape, head.weight.shape]

@@ -113,13 +113,13 @@ def test_bf16_logits_at_position_1023_are_as_close_to_float32_as_the_baselines(v
     allowed = 1.5 * last_position_error(baseline, ids)
     assert last_position_error(model, ids) < allowed
     for block in model.transformer.h:  # the control: this test can fail
-        rope = block.attn.rope
-        for tensor in (*rope.parameters(), *rope.buffers()):
-            tensor.data += 0.3 * torch.rand_like(tensor)  # not representable in bf16, the initial norm is
+        for parameter in block.attn.rope.parameters():
+            parameter.data += 0.3 * torch.rand_like(parameter)  # not representable in bf16, the initial norm is
     rounded = copy.deepcopy(model)
     for block in rounded.transformer.h:
-        for tensor in (*block.attn.rope.parameters(), *block.attn.rope.buffers()):
-            tensor.data = tensor.data.bfloat16().float()
+        block.attn.rope.frequencies.data = block.attn.rope.frequencies.data.bfloat16().float()
+        for parameter in block.attn.rope.parameters():
+            parameter.data = parameter.data.bfloat16().float()
     with torch.no_grad():
         exact, off = (m(ids).logits[:, -1] for m in (model, rounded))
     assert ((exact - off).abs().mean() / exact.std()).item() > allowed
@@ -132,8 +132,11 @@ def test_loading_in_bf16_leaves_the_frequencies_alone(variant, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    ropes = lambda m: [block.attn.rope for block in m.bfloat16().transformer.h]
     tensors = lambda m: {
-        name: tensor for name, tensor in [*m.bfloat16().named_parameters(), *m.named_buffers()] if ".rope." in name
+        f"{layer}.{name}": tensor
+        for layer, rope in enumerate(ropes(m))
+        for name, tensor in [*rope.named_parameters(), ("frequencies", rope.frequencies)]
     }
     ours, theirs = tensors(model), tensors(loaded)
     assert ours.keys() == theirs.keys() != set()

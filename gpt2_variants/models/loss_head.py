@@ -8,6 +8,7 @@ of its input, 10.75 for 11.03 in bf16, and multiplies bf16 in float32 on a CPU: 
 Shape legend: B batch, N predictions, R rows of a chunk, E channels, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,50 +57,92 @@ class LMHead(nn.Linear):
         """Fuse the elementwise part of the loss by `torch.compile`."""
         self._logits_to_grad = torch.compile(logits_to_grad, dynamic=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # what is compiled cannot be pickled
+        return {**super().__getstate__(), "_logits_to_grad": logits_to_grad}  # type: ignore[misc]
+
     def forward(  # type: ignore[override]  # nn.Linear's scores nothing
         self,
         hidden: torch.Tensor,
         targets: torch.Tensor | None = None,
         summed: bool = False,
         with_correct: bool = False,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor | TokenScores:
-        """Logits (..., V) of `hidden` (..., E); or, given `targets` (B, N), losses of `hidden` (B, N, E).
-
-        The logits are formed some rows at a time in the model's dtype, the softmax is float32 or better.
-
-        Args:
-            targets: -100 is ignored.
-            summed: return the sum of the losses, a scalar; else the `TokenScores`, whose logits are formed again in
-                the backward pass.
-            with_correct: of the `TokenScores`.
-        """
+        """Logits (..., V) of `hidden` (..., E); or, given `targets`, `score_targets`, or `summed_loss` if `summed`."""
         if targets is None:
             return super().forward(hidden)
-        rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        if summed and torch.is_grad_enabled():
-            device = rows.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-            with torch.autocast(device, enabled=False):
-                return _SummedLoss.apply(rows.to(dtype), self.weight.to(dtype), flat_targets, self._logits_to_grad)
-        size = chunk_rows(rows.device.type)
-        chunks = []
-        for h, t in zip(rows.split(size), flat_targets.split(size), strict=True):
-            if torch.is_grad_enabled():
-                chunk = checkpoint(self._score, h, t, with_correct, use_reentrant=False, preserve_rng_state=False)
-            else:
-                chunk = self._score(h, t, with_correct)
-            chunks.append(chunk)
-        nll, correct, valid = zip(*chunks, strict=True)
-        if summed:
-            return torch.cat(nll).sum()
-        return TokenScores(
-            nll=torch.cat(nll).view_as(targets),
-            correct=torch.cat(correct).view_as(targets) if with_correct else None,
-            valid=torch.cat(valid).view_as(targets),
-        )
+        if not summed:
+            return _score_in_chunks(super().forward, hidden, targets, with_correct)
+        if not torch.is_grad_enabled():
+            return _weighted_sum(_score_in_chunks(super().forward, hidden, targets), weights)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        device = rows.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        with torch.autocast(device, enabled=False):
+            return _SummedLoss.apply(
+                rows.to(dtype),
+                self.weight.to(dtype),
+                targets.reshape(-1),
+                None if weights is None else weights.reshape(-1),
+                self._logits_to_grad,
+            )
 
-    def _score(self, h: torch.Tensor, t: torch.Tensor, with_correct: bool) -> TokenScores:
-        return score_logits(super().forward(h), t, with_correct)
+
+def score_targets(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, with_correct: bool = False
+) -> TokenScores:
+    """Return the `TokenScores` of `head` on `hidden` (B, N, E) for `targets` (B, N), -100 where ignored.
+
+    The logits are formed some rows at a time in the model's dtype, and again in the backward pass; the softmax is
+    float32 or better. What stands in the place of `LMHead`, such as an adapter around it, is called for its logits.
+    """
+    if isinstance(head, LMHead):
+        return head(hidden, targets, with_correct=with_correct)
+    return _score_in_chunks(head, hidden, targets, with_correct)
+
+
+def summed_loss(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the sum of the losses that `score_targets` gives, a scalar; each counts by its `weights` (B, N), else 1.
+
+    `LMHead` makes the gradients with it and forms no logits twice.
+    """
+    if isinstance(head, LMHead):
+        return head(hidden, targets, summed=True, weights=weights)
+    return _weighted_sum(_score_in_chunks(head, hidden, targets), weights)
+
+
+def _weighted_sum(scores: TokenScores, weights: torch.Tensor | None) -> torch.Tensor:
+    return (scores.nll if weights is None else scores.nll * weights).sum()
+
+
+def _score_in_chunks(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    with_correct: bool = False,
+) -> TokenScores:
+    """As `score_targets`, by the logits of some rows at a time."""
+
+    def score(h: torch.Tensor, t: torch.Tensor) -> TokenScores:
+        return score_logits(logits_of(h), t, with_correct)
+
+    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    size = chunk_rows(rows.device.type)
+    chunks = []
+    for h, t in zip(rows.split(size), flat_targets.split(size), strict=True):
+        if torch.is_grad_enabled():
+            chunks.append(checkpoint(score, h, t, use_reentrant=False))
+        else:
+            chunks.append(score(h, t))
+    nll, correct, valid = zip(*chunks, strict=True)
+    return TokenScores(
+        nll=torch.cat(nll).view_as(targets),
+        correct=torch.cat(correct).view_as(targets) if with_correct else None,
+        valid=torch.cat(valid).view_as(targets),
+    )
 
 
 def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
@@ -113,15 +156,19 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
     )
 
 
-def logits_to_grad(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_to_grad(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in the dtype of `logits`.
 
-    Softmax and sum in float32 or better. `logits` may be overwritten: with log_softmax and its exponential instead, a
-    CPU takes a third longer (benchmarks/NOTES.md).
+    Each row counts by its `weights` (R,), if there are any. Softmax and sum in float32 or better. `logits` may be
+    overwritten: with log_softmax and its exponential instead, a CPU takes a third longer (benchmarks/NOTES.md).
     """
-    valid = (targets != IGNORE_INDEX).unsqueeze(1)
-    index = targets.clamp(min=0).unsqueeze(1)
     x = float32_or_better(logits)
+    valid = (targets != IGNORE_INDEX).unsqueeze(1)
+    if weights is not None:
+        valid = valid * weights.unsqueeze(1).to(x.dtype)
+    index = targets.clamp(min=0).unsqueeze(1)
     of_target, top = x.gather(1, index), x.amax(-1, keepdim=True)
     grad = x.sub_(top).exp_()
     normaliser = grad.sum(-1, keepdim=True)
@@ -141,7 +188,12 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, loss_and_grad: Callable
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        loss_and_grad: Callable,
     ) -> torch.Tensor:
         size = chunk_rows(hidden.device.type)
         precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
@@ -150,11 +202,13 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight: torch.Tensor | None = None
-        for h, t, grad_h in zip(hidden.split(size), targets.split(size), grad_hidden.split(size), strict=True):
+        parts = [hidden.split(size), targets.split(size), grad_hidden.split(size)]
+        of_rows = itertools.repeat(None, len(parts[0])) if weights is None else weights.split(size)
+        for h, t, grad_h, w in zip(*parts, of_rows, strict=True):
             logits = torch.mm(h, padded.t())
             if padding:
                 logits[:, -padding:] = -torch.inf
-            loss, grad = loss_and_grad(logits, t)
+            loss, grad = loss_and_grad(logits, t, w)
             del logits
             total += loss
             torch.mm(grad, padded, out=grad_h)
@@ -173,7 +227,8 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = torch.empty_like(grad_weight, dtype=ctx.dtype)
-        return (grad_hidden * grad).to(grad_hidden.dtype), torch.mul(grad_weight, grad, out=scaled), None, None
+        grad_weight = torch.mul(grad_weight, grad, out=scaled)
+        return (grad_hidden * grad).to(grad_hidden.dtype), grad_weight, None, None, None

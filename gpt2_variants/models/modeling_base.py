@@ -7,11 +7,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GPT2Config
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import (
@@ -21,8 +23,9 @@ from transformers.models.gpt2.modeling_gpt2 import (
     GPT2PreTrainedModel,
     eager_attention_forward,
 )
+from transformers.utils.generic import can_return_tuple
 
-from .loss_head import IGNORE_INDEX, LMHead, TokenScores
+from .loss_head import IGNORE_INDEX, LMHead, TokenScores, score_targets, summed_loss
 from .precision import float32_or_better
 
 # What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
@@ -50,7 +53,9 @@ class Float32Parameters(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Float32Parameters":
         def without_rounding(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
-            return tensor.to(result.device) if result.dtype.itemsize < tensor.dtype.itemsize else result
+            if result.dtype.itemsize < min(tensor.dtype.itemsize, torch.float32.itemsize):
+                return tensor.to(result.device, torch.float32)
+            return result
 
         return super()._apply(without_rounding, recurse)
 
@@ -106,9 +111,17 @@ class VariantAttention(GPT2Attention):
         The backend is the user's choice (`attn_implementation`: sdpa, eager, flash); `attention_mask` is what
         `transformers.masking_utils.create_causal_mask` makes for that backend.
         """
+        if self.reorder_and_upcast_attn and self.config._attn_implementation == "eager":
+            return self._upcast_and_reordered_attn(query, key, value, attention_mask)
         backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attn_dropout.p if self.training else 0.0
         return backend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def remember(
+        self, key: torch.Tensor, value: torch.Tensor, cache: Cache, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put `key` and `value` (B, H, S, D) into `cache`; return those to attend to, the cache's own before them."""
+        return cache.update(key, value, self.layer_idx)
 
     def forward(  # type: ignore[override]  # transformers calls hidden_states a tuple; it is a tensor there too
         self,
@@ -123,9 +136,11 @@ class VariantAttention(GPT2Attention):
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
         cache = past_key_values if cache is None else cache
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
         query, key = self.place(query, key, first_slot=0 if cache is None else cache.get_seq_length(self.layer_idx))
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            key, value = self.remember(key, value, cache, **kwargs)
         mixed, weights = self.attend(query, key, value, attention_mask, **kwargs)
         return self.resid_dropout(self.c_proj(mixed.flatten(2))), weights
 
@@ -184,9 +199,33 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
 
         Names of parameters and results stay as they are, but for rounding.
         """
-        for block in self.transformer.h.children():
+        for block in self.transformer.h:
             block.compile()
-        self.lm_head.compile_loss()
+        if isinstance(self.lm_head, LMHead):
+            self.lm_head.compile_loss()
+
+    def encode(self, **inputs) -> Any:
+        """Run the transformer on `inputs`, those of `forward`, for all streams of predictions."""
+        return self.transformer(return_dict=True, **inputs)
+
+    def streams_of(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Stream -> final hidden states (B, N, E) of what `encode` gave, and the targets (B, N) they are to predict.
+
+        Args:
+            labels: (B, S) aligned with the tokens; the shift to the next token happens here.
+            attention_mask: (B, S), 0 at padding.
+            shift_labels: (B, S), what each token is to predict, instead of the next of the `labels`.
+        """
+        hidden = outputs.last_hidden_state
+        if shift_labels is not None:
+            return {"next_token": (hidden, shift_labels)}
+        return {"next_token": (hidden[:, :-1], labels[:, 1:])}
 
     def prediction_streams(
         self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
@@ -195,10 +234,25 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
 
         `labels` (B, S) are aligned with `input_ids`, as in transformers: the shift to the next token happens here.
         """
-        hidden = self.transformer(input_ids, **kwargs).last_hidden_state
-        return {"next_token": (hidden[:, :-1], labels[:, 1:])}
+        outputs = self.encode(input_ids=input_ids, **{"use_cache": False, **kwargs})
+        return self.streams_of(outputs, labels, kwargs.get("attention_mask"))
+
+    def weights_of(
+        self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor] | None:
+        """Stream -> (B, N), what each prediction counts in the loss; None: all of them 1.
+
+        They must add up to the number of next-token labels, by which the sum is divided.
+
+        Args:
+            valid: stream -> bool (B, N), False where nothing is predicted.
+            outputs: what `encode` gave.
+            dtype: of the weights.
+        """
+        return None
 
     # The names are spelled out because generate() asks the signature whether a model takes position_ids.
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -207,6 +261,8 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -219,57 +275,128 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         """As `GPT2LMHeadModel.forward`; and, for training and evaluation:
 
         Args:
-            labels: (B, S) aligned with `input_ids`; -100 is ignored.
-            skip_logits: return the loss alone; the (B, S, V) logits are never materialised.
+            labels: (B, S) aligned with the tokens; -100 is ignored.
+            use_cache: as everywhere; but with `skip_logits` or `return_token_scores` the default is False.
+            skip_logits: return no logits; the (B, S, V) are never materialised.
             return_token_scores: return the scores of every prediction as well; implies `skip_logits`.
-            num_items_in_batch: divides the sum over the predictions; by default their count.
+            num_items_in_batch: the number of next-token labels that the loss is a mean over, where `labels` are a part
+                of a batch; by default that of `labels`.
             past_key_values: the older name of `cache`.
 
         Raises:
-            ValueError: `skip_logits` or `return_token_scores` without `labels`.
+            ValueError: `skip_logits` or `return_token_scores` without `labels`, with `logits_to_keep`, or with a loss
+                function of the caller's own.
         """
+        inputs = {
+            "input_ids": input_ids,
+            CACHE_NAME: past_key_values if cache is None else cache,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "use_cache": use_cache,
+        }
+        about_loss: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("shift_labels", "ignore_index") if name in kwargs
+        }
+        about_loss["num_items_in_batch"] = num_items_in_batch
         if skip_logits or return_token_scores:
-            if labels is None or input_ids is None:
+            if labels is None:
                 raise ValueError("skip_logits and return_token_scores score labels: pass labels=input_ids")
-            streams = self.prediction_streams(
-                input_ids, labels, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+            self._check_own_loss(logits_to_keep)
+            inputs["use_cache"] = bool(use_cache)
+            return self._loss_alone({**inputs, **kwargs}, labels, return_token_scores, **about_loss)
+        if labels is None:
+            return super().forward(logits_to_keep=logits_to_keep, return_dict=True, **inputs, **kwargs)
+        return self.loss_with_logits({**inputs, **kwargs}, labels, logits_to_keep, **about_loss)
+
+    def loss_with_logits(
+        self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Logits and the loss of `labels` (B, S) for `inputs`, both as `forward` takes them; here GPT-2's own.
+
+        Args:
+            about_loss: `num_items_in_batch`, and `shift_labels` and `ignore_index` where they were given.
+        """
+        if about_loss["num_items_in_batch"] is None:
+            del about_loss["num_items_in_batch"]
+        return super().forward(labels=labels, logits_to_keep=logits_to_keep, return_dict=True, **inputs, **about_loss)
+
+    def _check_own_loss(self, logits_to_keep: int | torch.Tensor) -> None:
+        """Raise ValueError where the package's own loss would leave out what the caller asked for."""
+        if not isinstance(logits_to_keep, int) or logits_to_keep:
+            raise ValueError("logits_to_keep: the loss is taken over all positions here; leave it out with labels")
+        if self.loss_function is not ForCausalLMLoss:
+            raise ValueError(
+                f"loss_function={self.loss_function}: {type(self).__name__} computes the loss itself here, "
+                "cross-entropy, and would not call it; compute the loss from the logits instead"
             )
-            if not return_token_scores:
-                hidden, targets = (torch.cat(parts, dim=1) for parts in zip(*streams.values(), strict=True))
-                total = self.lm_head(hidden, targets, summed=True)
-                if num_items_in_batch is None:
-                    num_items_in_batch = (targets != IGNORE_INDEX).sum()
-                return VariantOutput(loss=total / num_items_in_batch)
-            scores = {
-                stream: self.lm_head(hidden, targets, with_correct=True)
-                for stream, (hidden, targets) in streams.items()
-            }
-            return VariantOutput(loss=mean_loss(scores, num_items_in_batch), token_scores=scores)
-        if num_items_in_batch is not None:
-            kwargs["num_items_in_batch"] = num_items_in_batch
-        kwargs[CACHE_NAME] = past_key_values if cache is None else cache
-        return super().forward(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
+
+    def _loss_alone(
+        self,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        return_token_scores: bool,
+        num_items_in_batch: torch.Tensor | float | None,
+        shift_labels: torch.Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> VariantOutput:
+        outputs = self.encode(**inputs)
+        streams = self.streams_of(
+            outputs,
+            ignored(labels, ignore_index),
+            inputs["attention_mask"],
+            None if shift_labels is None else ignored(shift_labels, ignore_index),
         )
+        scores = None
+        if return_token_scores:
+            scores = {name: score_targets(self.lm_head, *stream, with_correct=True) for name, stream in streams.items()}
+            loss = self.mean_loss(scores, outputs, num_items_in_batch)
+        else:
+            valid = {name: targets != IGNORE_INDEX for name, (_, targets) in streams.items()}
+            hidden, targets = (torch.cat(parts, dim=1) for parts in zip(*streams.values(), strict=True))
+            weights = self.weights_of(valid, outputs, torch.promote_types(hidden.dtype, torch.float32))
+            in_a_row = None if weights is None else torch.cat([weights[name] for name in streams], dim=1)
+            total = summed_loss(self.lm_head, hidden, targets, in_a_row)
+            loss = total / number_of_items(valid, num_items_in_batch)
+        return VariantOutput(loss=loss, token_scores=scores, **beside_hidden_state(outputs))
+
+    def mean_loss(
+        self, scores: dict[str, TokenScores], outputs: Any, num_items_in_batch: torch.Tensor | float | None
+    ) -> torch.Tensor:
+        """The loss, a scalar in nats, of all streams' `scores` (B, N) of what `encode` gave."""
+        valid = {name: s.valid for name, s in scores.items()}
+        weights = self.weights_of(valid, outputs, scores["next_token"].nll.dtype)
+        losses = [s.nll if weights is None else s.nll * weights[name] for name, s in scores.items()]
+        total = functools.reduce(torch.add, (nll.sum() for nll in losses))
+        return total / number_of_items(valid, num_items_in_batch)
 
     @torch.no_grad()
     def score(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> dict[str, TokenScores]:
-        """`TokenScores` of every stream for `input_ids` (B, S); `labels` are the input ids unless given."""
-        labels = input_ids if labels is None else labels
-        return self(input_ids, labels=labels, return_token_scores=True, **kwargs).token_scores
+        """`TokenScores` of every stream for `input_ids` (B, S), with the options of `forward`.
+
+        `labels` are the input ids unless given, without those that an `attention_mask` (B, S) calls padding.
+        """
+        mask = kwargs.get("attention_mask")
+        if labels is None:
+            labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, IGNORE_INDEX)
+        return self(input_ids, labels=labels, return_token_scores=True, return_dict=True, **kwargs).token_scores
 
 
-def mean_loss(scores: dict[str, TokenScores], num_items_in_batch: torch.Tensor | float | None = None) -> torch.Tensor:
-    """The mean over all predictions of all streams: a scalar, in nats. Ignored ones count in neither sum."""
-    total = functools.reduce(torch.add, (s.nll.sum() for s in scores.values()))
-    if num_items_in_batch is None:
-        num_items_in_batch = sum(s.valid.sum() for s in scores.values())
-    return total / num_items_in_batch
+def ignored(labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Return `labels` with -100 where they are `ignore_index`."""
+    return labels if ignore_index == IGNORE_INDEX else labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
+
+
+def number_of_items(valid: dict[str, torch.Tensor], given: torch.Tensor | float | None) -> torch.Tensor | float:
+    """Return what the summed loss is divided by: `given`, or how many next-token labels are `valid`, (B, N)."""
+    if given is None:
+        return valid["next_token"].sum()
+    return given.to(valid["next_token"].device) if isinstance(given, torch.Tensor) else given
+
+
+def beside_hidden_state(outputs: Any) -> dict[str, Any]:
+    """Return what a transformer gives beside its last hidden state: cache, hidden states and attentions."""
+    return {name: outputs.get(name) for name in (CACHE_NAME, "hidden_states", "attentions", "cross_attentions")}

@@ -1,6 +1,6 @@
 """Drift-diffusion: GPT-2 whose heads' outputs are pushed away from a baseline, and in training blurred by noise.
 
-What differs from GPT-2 (`variants.md`, section 1): with a the heads' outputs before `c_proj`,
+What differs from GPT-2: a is the heads' outputs before `c_proj`,
   drift:     a <- a + sigmoid(d) (a - b), or a + sigmoid(d) a without the baseline b;
   diffusion: a <- a + g eps, eps ~ N(0, 1) fresh for each element, after the drift and in training only.
 d, b and g are learned per head and channel.
@@ -12,6 +12,7 @@ from transformers import GPT2Config
 from transformers import initialization as init
 
 from .modeling_base import VariantAttention, VariantLMHeadModel, VariantModel
+from .task_heads import task_heads
 
 
 class DDGPT2Config(GPT2Config):
@@ -89,3 +90,6 @@ class DDGPT2LMHeadModel(VariantLMHeadModel):
 
     config_class = DDGPT2Config
     transformer_class = DDGPT2Model
+
+
+DDGPT2ForSequenceClassification, DDGPT2ForTokenClassification, DDGPT2ForQuestionAnswering = task_heads(DDGPT2Model)

@@ -1,8 +1,8 @@
 """Duo-predict: GPT-2 that predicts every token twice, from its past, and from its past and its right neighbour.
 
-What differs from GPT-2 (`variants.md`, section 3): beside the tokens t_1..t_S run S-1 mask slots m_1..m_{S-1} through
-the same weights. m_k carries the embedding of one extra vocabulary entry and the position embedding of t_k; it attends
-to t_1..t_{k-1}, to t_{k+1} and to itself, and predicts t_k. The token stream is plain GPT-2 and never sees a mask slot.
+What differs from GPT-2: beside the tokens t_1..t_S run S-1 mask slots m_1..m_{S-1} through the same weights. m_k
+carries the embedding of one extra vocabulary entry and the position embedding of t_k; it attends to t_1..t_{k-1}, to
+t_{k+1} and to itself, and predicts t_k. The token stream is plain GPT-2 and never sees a mask slot.
 
 The published code lets m_k attend to t_{k+1} in every layer. From the second layer on that leaks: t_{k+1} has attended
 to t_k by then, and m_k reads the very token it is to predict out of its neighbour's state. With `leak_free` m_k sees
@@ -14,23 +14,30 @@ stream exists, and the model is an ordinary causal LM.
 Shape legend: B batch, S tokens, H heads, D head size, E = H * D, V vocabulary (with the mask entry).
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, GPT2Config
+from transformers import GenerationConfig, GenerationMixin, GPT2Config
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateOutput
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-)
+from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from .duo_attention import duo_attention
-from .loss_head import IGNORE_INDEX, score_logits
-from .modeling_base import VariantAttention, VariantLMHeadModel, VariantModel, VariantOutput, mean_loss
+from .loss_head import IGNORE_INDEX, score_logits, score_targets
+from .modeling_base import (
+    CACHE_NAME,
+    VariantAttention,
+    VariantLMHeadModel,
+    VariantModel,
+    VariantOutput,
+    beside_hidden_state,
+    ignored,
+)
+from .task_heads import task_heads
 
 
 class DuoPredictGPT2Config(GPT2Config):
@@ -47,6 +54,11 @@ class DuoPredictGPT2Config(GPT2Config):
     """
 
     model_type = "duo-predict-gpt2"
+    # so that what transformers' Trainer hands to compute_metrics is the logits of the next token, as for GPT-2
+    keys_to_ignore_at_inference = [
+        *getattr(GPT2Config, "keys_to_ignore_at_inference", [CACHE_NAME]),
+        *("infill_logits", "next_token_loss", "infill_loss"),
+    ]
 
     n_positions: int = 512
     vocab_size: int = 50258
@@ -67,11 +79,24 @@ class DuoPredictGPT2Config(GPT2Config):
 
 
 @dataclass
+class StreamsOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """The token stream's output as of every transformer, (B, S, E), and of the mask slots:
+
+    Attributes:
+        infill_hidden_state: (B, S-1, E), final.
+        sequences: (B, S), which of the sequences packed into its row a token belongs to; None: all to one.
+    """
+
+    infill_hidden_state: torch.Tensor | None = None
+    sequences: torch.Tensor | None = None
+
+
+@dataclass
 class DuoPredictOutput(VariantOutput):
     """`VariantOutput` with, when labels are given:
 
     Attributes:
-        loss: the mean over all 2 (S-1) predictions.
+        loss: of both streams; the mean over all 2 (S-1) predictions, where none is left out.
         logits: (B, S, V) of the token stream, as for every causal LM.
         infill_logits: (B, S-1, V) of the mask slots; entry k scores token k given its past and its right neighbour.
         next_token_loss, infill_loss: the mean over each stream alone.
@@ -83,7 +108,7 @@ class DuoPredictOutput(VariantOutput):
 
 
 def infill_visibility(num_tokens: int, neighbour: bool = True, device: torch.device | None = None) -> torch.Tensor:
-    """What each mask slot sees: bool (S-1, 2S-1) over the keys t_1..t_S m_1..m_{S-1}.
+    """Return what each mask slot sees: bool (S-1, 2S-1) over the keys t_1..t_S m_1..m_{S-1}.
 
     Its past and itself; and, with `neighbour`, the token to its right.
     """
@@ -98,6 +123,19 @@ def infill_visibility(num_tokens: int, neighbour: bool = True, device: torch.dev
 class DuoPredictAttention(VariantAttention):
     """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`."""
 
+    def __init__(self, config: DuoPredictGPT2Config, layer_idx: int | None = None):
+        super().__init__(config, layer_idx=layer_idx)
+        self.neighbour = layer_idx == 0 or not config.leak_free  # whether a mask slot sees its right neighbour here
+
+    def remember(
+        self, key: torch.Tensor, value: torch.Tensor, cache: Cache, num_tokens: int | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `VariantAttention.remember`; of two streams the cache, empty before, gets the tokens alone."""
+        if num_tokens is None:
+            return super().remember(key, value, cache, **kwargs)
+        super().remember(key[:, :, :num_tokens], value[:, :, :num_tokens], cache, **kwargs)
+        return key, value
+
     def attend(
         self,
         query: torch.Tensor,
@@ -105,28 +143,40 @@ class DuoPredictAttention(VariantAttention):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         num_tokens: int | None = None,
-        neighbour: bool = True,
-        infill_mask: torch.Tensor | None = None,
+        token_mask: Any = None,
+        infill_masks: dict[bool, torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `VariantAttention.attend`; with `num_tokens`, S, over both streams.
+        """As `VariantAttention.attend`; with `num_tokens`, S, over both streams. Weights are those of the tokens.
 
         Args:
-            neighbour: the mask slots see their right neighbours.
-            infill_mask: (B or 1, 1, S-1, 2S-1), what they see, where that depends on padding too; None: no padding.
+            token_mask: what `create_causal_mask` makes for the tokens; `attention_mask` is not used then.
+            infill_masks: whether the right neighbour is seen -> (B or 1, 1, S-1, 2S-1), what the mask slots see; None:
+                what `infill_visibility` says, for whole sequences.
         """
         if num_tokens is None:
             return super().attend(query, key, value, attention_mask, **kwargs)
-        dropout = self.attn_dropout.p if self.training else 0.0
-        if infill_mask is None:
-            mixed = duo_attention(query, key, value, num_tokens, neighbour, dropout, self.scaling)
+        if infill_masks is None:
+            dropout = self.attn_dropout.p if self.training else 0.0
+            mixed = duo_attention(query, key, value, num_tokens, self.neighbour, dropout, self.scaling)
             return mixed.transpose(1, 2), None
         q, k, v = (x[:, :, :num_tokens] for x in (query, key, value))
-        tokens, _ = super().attend(q, k, v, attention_mask, **kwargs)
-        slots = F.scaled_dot_product_attention(
-            query[:, :, num_tokens:], key, value, attn_mask=infill_mask, dropout_p=dropout, scale=self.scaling
-        )
-        return torch.cat([tokens, slots.transpose(1, 2)], dim=1), None
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"][:, :num_tokens]  # flash attention tells sequences by them
+        tokens, weights = super().attend(q, k, v, token_mask, **kwargs)
+        slots = self._attend_slots(query[:, :, num_tokens:], key, value, infill_masks[self.neighbour])
+        return torch.cat([tokens, slots], dim=1), weights
+
+    def _attend_slots(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, S-1, H, D): attention of the slots under a dense mask, which not every backend can be given."""
+        if self.config._attn_implementation == "eager":
+            hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+            return super().attend(query, key, value, hidden)[0]
+        dropout = self.attn_dropout.p if self.training else 0.0
+        slots = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=self.scaling)
+        return slots.transpose(1, 2)
 
 
 class DuoPredictGPT2Model(VariantModel):
@@ -135,60 +185,106 @@ class DuoPredictGPT2Model(VariantModel):
     config_class = DuoPredictGPT2Config
     attention_class = DuoPredictAttention
 
-    def forward(
-        self, input_ids: torch.Tensor | None = None, *args: Any, infill: bool = False, **kwargs: Any
-    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[torch.Tensor, torch.Tensor]:
-        """As `GPT2Model.forward`; with `infill`, the final hidden states of both streams: (B, S, E) and (B, S-1, E)."""
-        if not infill:
-            return super().forward(input_ids, *args, **kwargs)
-        if input_ids is None:
-            raise ValueError("infill needs input_ids")
-        return self._forward_streams(input_ids, *args, **kwargs)
+    def forward(  # type: ignore[override]  # the arguments are GPT2Model's
+        self, *args: Any, infill: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[torch.Tensor, ...]:
+        """As `GPT2Model.forward`; with `infill` a `StreamsOutput`.
+
+        Raises:
+            ValueError: `infill` of fewer than two tokens, on a cache that holds tokens already, or under a 4-D mask.
+        """
+        return self._forward_streams(*args, **kwargs) if infill else super().forward(*args, **kwargs)
 
     def _forward_streams(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        use_cache: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_tokens = input_ids.shape[1]
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> StreamsOutput:
+        cache = past_key_values if cache is None else cache
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
+        batch, num_tokens, channels = inputs_embeds.shape
         if num_tokens < 2:
             raise ValueError(f"infill needs a right neighbour: sequences of at least 2 tokens, not {num_tokens}")
-        if position_ids is None:
-            position_ids = torch.arange(num_tokens, device=input_ids.device).unsqueeze(0)
-        positions = self.wpe(position_ids)
-        tokens = self.wte(input_ids) + positions
-        mask_id = torch.tensor([[self.config.mask_token_id]], device=input_ids.device)
-        slots = (self.wte(mask_id) + positions[:, :-1]).expand(input_ids.shape[0], -1, -1)
-
-        # eager is what the other backends are checked against; padding hides other keys in each row
-        dense = attention_mask is not None or self.config._attn_implementation == "eager"
-        causal_mask, masks = None, {}
-        if dense:
-            causal_mask = create_causal_mask(self.config, tokens, attention_mask, None)
-            masks = {n: self._infill_mask(num_tokens, n, attention_mask, input_ids.device) for n in (True, False)}
-        hidden = self.drop(torch.cat([tokens, slots], dim=1))
-        for layer, block in enumerate(self.h):
-            neighbour = layer == 0 or not self.config.leak_free
-            hidden = block(
-                hidden, None, causal_mask, num_tokens=num_tokens, neighbour=neighbour, infill_mask=masks.get(neighbour)
+        if cache is not None and cache.get_seq_length():
+            raise ValueError(
+                f"with labels, duo-predict takes whole sequences: the cache holds {cache.get_seq_length()} tokens "
+                "already; give them with the others, or no labels"
             )
-        return self.ln_f(hidden).split([num_tokens, num_tokens - 1], dim=1)
+        if attention_mask is not None and attention_mask.ndim > 2:
+            raise ValueError(
+                "with labels, duo-predict takes an attention_mask of (batch, tokens), not "
+                f"{tuple(attention_mask.shape)}: another does not tell what the mask slots may see"
+            )
+        device, sequences = inputs_embeds.device, None
+        given_positions = position_ids is not None
+        if position_ids is None:
+            position_ids = torch.arange(num_tokens, device=device)
+        position_ids = position_ids.view(-1, num_tokens)
+        if given_positions and attention_mask is None:
+            sequences = find_packed_sequence_indices(position_ids.expand(batch, -1))
+
+        mask_id = torch.tensor([[self.config.mask_token_id]], device=device)
+        slots = self.wte(mask_id).expand(1, num_tokens - 1, channels).expand(batch, -1, -1)
+        if token_type_ids is not None:
+            token_type_ids = token_type_ids.view(-1, num_tokens)
+            token_type_ids = torch.cat([token_type_ids, token_type_ids[:, :-1]], dim=1)
+        of_streams: dict[str, Any] = {"num_tokens": num_tokens}
+        # eager is what the other backends are checked against; padding and packing hide other keys in each row
+        if attention_mask is not None or sequences is not None or self.config._attn_implementation == "eager":
+            causal = create_causal_mask(self.config, inputs_embeds, attention_mask, None, position_ids)
+            seen = {n: self._infill_mask(num_tokens, n, attention_mask, sequences, device) for n in (True, False)}
+            of_streams |= {"token_mask": causal, "infill_masks": seen}
+        outputs = super().forward(
+            inputs_embeds=torch.cat([inputs_embeds, slots], dim=1),
+            position_ids=torch.cat([position_ids, position_ids[:, :-1]], dim=1),
+            token_type_ids=token_type_ids,
+            # any 4-D mask keeps transformers from making one of (2S-1)^2; `attend` has its own
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            return_dict=True,
+            **{CACHE_NAME: cache, **kwargs, **of_streams},
+        )
+        tokens, slots = outputs.last_hidden_state.split([num_tokens, num_tokens - 1], dim=1)
+        beside = beside_hidden_state(outputs)
+        for name in ("hidden_states", "cross_attentions"):  # those of the tokens, as for GPT-2
+            if beside[name]:
+                beside[name] = tuple(None if x is None else x[..., :num_tokens, :] for x in beside[name])
+        return StreamsOutput(last_hidden_state=tokens, infill_hidden_state=slots, sequences=sequences, **beside)
 
     @staticmethod
     def _infill_mask(
-        num_tokens: int, neighbour: bool, attention_mask: torch.Tensor | None, device: torch.device
+        num_tokens: int,
+        neighbour: bool,
+        attention_mask: torch.Tensor | None,
+        sequences: torch.Tensor | None,
+        device: torch.device,
     ) -> torch.Tensor:
-        """(B or 1, 1, S-1, 2S-1). Padding (B, S) is hidden from the slots too; a slot always sees itself."""
+        """(B or 1, 1, S-1, 2S-1). Padding and other sequences are hidden from the slots; a slot always sees itself."""
         mask = infill_visibility(num_tokens, neighbour, device)[None, None]
-        if attention_mask is None:
-            return mask
-        return mask & F.pad(attention_mask.bool(), (0, num_tokens - 1), value=True)[:, None, None, :]
+        if attention_mask is not None:
+            mask = mask & F.pad(attention_mask.bool(), (0, num_tokens - 1), value=True)[:, None, None, :]
+        if sequences is not None:
+            keys = torch.cat([sequences, sequences[:, :-1]], dim=1)
+            mask = mask & (sequences[:, :-1, None] == keys[:, None, :]).unsqueeze(1)
+        return mask
 
 
-class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
-    """Duo-predict with its language modelling head. With labels: both streams; without: an ordinary causal LM."""
+class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
+    """Duo-predict with its language modelling head. With labels: both streams; without: an ordinary causal LM.
+
+    `GenerationMixin` is named because transformers makes a new class, at each load, of an exported model that has a
+    `generate` of its own and not this base.
+    """
 
     config_class = DuoPredictGPT2Config
     transformer_class = DuoPredictGPT2Model
@@ -206,97 +302,138 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel):
         **kwargs: Any,
     ) -> GenerateOutput | torch.LongTensor:
         """As for every causal LM; the mask entry, which no stream is trained to predict, is never generated."""
-        if generation_config is None or generation_config.suppress_tokens is None:
-            kwargs.setdefault("suppress_tokens", [self.config.mask_token_id])
-        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]  # as for parallel
+        suppressed = kwargs.pop("suppress_tokens", None)
+        for config in (generation_config, self.generation_config):
+            if suppressed is None and config is not None:
+                suppressed = config.suppress_tokens
+        suppressed = sorted({self.config.mask_token_id, *map(int, suppressed or ())})
+        if generation_config is None:
+            kwargs["suppress_tokens"] = suppressed
+        else:
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.suppress_tokens = suppressed
+        return super().generate(inputs, generation_config, *args, **kwargs)
 
-    def prediction_streams(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
+    def encode(self, **inputs: Any) -> StreamsOutput:
+        """Run both streams."""
+        return self.transformer(infill=True, **inputs)
+
+    def streams_of(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Token k predicts token k+1 ("next_token"); mask slot k predicts token k ("infill"); k = 1..S-1."""
-        tokens, slots = self.transformer(input_ids, infill=True, **kwargs)
-        return {"next_token": (tokens[:, :-1], labels[:, 1:]), "infill": (slots, labels[:, :-1])}
+        """Token k predicts token k+1 ("next_token"); mask slot k predicts token k ("infill"); k = 1..S-1.
+
+        `shift_labels` are for the token stream alone.
+        """
+        streams = super().streams_of(outputs, labels, attention_mask, shift_labels)
+        has_neighbour = _has_neighbour(labels, attention_mask, outputs.sequences)
+        streams["infill"] = (outputs.infill_hidden_state, labels[:, :-1].masked_fill(~has_neighbour, IGNORE_INDEX))
+        return streams
+
+    def weights_of(self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """One half each where a sequence has as many predictions in one stream as in the other.
+
+        In general those of a sequence count n / (n + m) each, with n its next-token labels and m its infill
+        predictions: the loss is the mean over a sequence's predictions of both streams, and over the sequences by their
+        next-token labels. So batches can be cut up by rows, with `num_items_in_batch` as everywhere in transformers.
+        """
+        if outputs.sequences is None:
+            count = {name: part.sum(1, keepdim=True) for name, part in valid.items()}
+        else:
+            sequence = {name: outputs.sequences[:, : part.shape[1]] for name, part in valid.items()}
+            count = {
+                name: torch.zeros_like(outputs.sequences).scatter_add(1, sequence[name], part.long())
+                for name, part in valid.items()
+            }
+        share = count["next_token"].to(dtype) / (count["next_token"] + count["infill"]).clamp(min=1)
+        if outputs.sequences is None:
+            return {name: share.expand(part.shape) for name, part in valid.items()}
+        return {name: share.gather(1, sequence[name]) for name in valid}
 
     @torch.no_grad()
-    def infill_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def infill_log_probs(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The log-probability of each token given its past and its right neighbour; no (B, S, V) logits are kept.
 
         Args:
             input_ids: (B, S), S >= 2.
             attention_mask: (B, S), 0 at padding, on the left or the right. Padding is seen by no token, and positions
-                count from the first token that is not padding.
+                count from the first token that is not padding, unless they are given.
+            position_ids: (B, S); without a mask, sequences that are packed into one row begin where these begin anew.
 
         Returns:
             (B, S-1), natural logarithms, float32 or better. Entry k (from 0) is log p(t_k | t_0..t_{k-1}, t_{k+1}); the
-            last token has no right neighbour and no entry. NaN where t_k or t_{k+1} is padding.
+            last token has no right neighbour and no entry. NaN where t_k or t_{k+1} is padding, or t_{k+1} belongs to
+            another sequence.
 
         Raises:
             ValueError: sequences of fewer than 2 tokens.
         """
-        position_ids, labels = None, input_ids
+        labels = input_ids
         if attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-            seen = attention_mask.bool()
-            labels = F.pad(input_ids[:, :-1].masked_fill(~(seen[:, :-1] & seen[:, 1:]), IGNORE_INDEX), (0, 1))
+            labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
+            if position_ids is None:
+                position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         streams = self.prediction_streams(input_ids, labels, attention_mask=attention_mask, position_ids=position_ids)
-        scores = self.lm_head(*streams["infill"])
+        scores = score_targets(self.lm_head, *streams["infill"])
         return (-scores.nll).masked_fill(~scores.valid, torch.nan)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
-        return_token_scores: bool = False,
-        num_items_in_batch: torch.Tensor | float | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> CausalLMOutputWithCrossAttentions:
-        """As `VariantLMHeadModel.forward`; with `labels` (B, S) and the logits wanted, a `DuoPredictOutput`.
-
-        Raises:
-            ValueError: with labels, sequences of one token, or a cache, embeddings or token types instead of plain ids.
-        """
-        if labels is None or skip_logits or return_token_scores:
-            return super().forward(
-                input_ids,
-                cache=cache,
-                past_key_values=past_key_values,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                skip_logits=skip_logits,
-                return_token_scores=return_token_scores,
-                num_items_in_batch=num_items_in_batch,
-                **kwargs,
-            )
-        if not (cache is past_key_values is inputs_embeds is token_type_ids is None):
-            raise ValueError(
-                "with labels, duo-predict takes whole sequences of input_ids: no cache, embeddings or token types"
-            )
-        tokens, slots = self.transformer(
-            input_ids, infill=True, attention_mask=attention_mask, position_ids=position_ids
-        )
-        logits, infill_logits = self.lm_head(tokens), self.lm_head(slots)
-        scores = {
-            "next_token": score_logits(logits[:, :-1], labels[:, 1:]),
-            "infill": score_logits(infill_logits, labels[:, :-1]),
+    def loss_with_logits(
+        self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
+    ) -> DuoPredictOutput:
+        """Logits of both streams and the loss over both."""
+        self._check_own_loss(logits_to_keep)
+        index = about_loss.get("ignore_index", IGNORE_INDEX)
+        shifted = about_loss.get("shift_labels")
+        outputs = self.encode(**inputs)
+        targets = {
+            name: targets
+            for name, (_, targets) in self.streams_of(
+                outputs,
+                ignored(labels, index),
+                inputs["attention_mask"],
+                None if shifted is None else ignored(shifted, index),
+            ).items()
         }
+        logits = {
+            "next_token": self.lm_head(outputs.last_hidden_state),
+            "infill": self.lm_head(outputs.infill_hidden_state),
+        }
+        scores = {name: score_logits(logits[name][:, : targets[name].shape[1]], targets[name]) for name in targets}
+        means = {name: s.nll.sum() / s.valid.sum() for name, s in scores.items()}
         return DuoPredictOutput(
-            loss=mean_loss(scores, num_items_in_batch),
-            logits=logits,
-            infill_logits=infill_logits,
-            next_token_loss=mean_loss({"next_token": scores["next_token"]}),
-            infill_loss=mean_loss({"infill": scores["infill"]}),
+            loss=self.mean_loss(scores, outputs, about_loss["num_items_in_batch"]),
+            logits=logits["next_token"],
+            infill_logits=logits["infill"],
+            next_token_loss=means["next_token"],
+            infill_loss=means["infill"],
+            **beside_hidden_state(outputs),
         )
+
+
+def _has_neighbour(
+    labels: torch.Tensor, attention_mask: torch.Tensor | None, sequences: torch.Tensor | None
+) -> torch.Tensor:
+    """Return bool (B, S-1): token k+1 is none of the padding, and belongs to the sequence of token k.
+
+    Without a mask padding on the right shows in the labels (B, S): nothing is to be predicted from there on.
+    """
+    if attention_mask is not None:
+        has = attention_mask[:, 1:].bool()
+    else:
+        predicted = (labels[:, 1:] != IGNORE_INDEX).long()
+        has = predicted.flip(1).cumsum(1).flip(1) > 0
+    return has if sequences is None else has & (sequences[:, 1:] == sequences[:, :-1])
+
+
+DuoPredictGPT2ForSequenceClassification, DuoPredictGPT2ForTokenClassification, DuoPredictGPT2ForQuestionAnswering = (
+    task_heads(DuoPredictGPT2Model)
+)

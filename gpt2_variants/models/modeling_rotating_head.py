@@ -1,6 +1,6 @@
 """Rotating head: GPT-2 whose queries and keys are rotated by their position, each head with frequencies of its own.
 
-What differs from GPT-2 (`variants.md`, section 4): with angle = position * f[head, pair], the channel pairs (0, 1),
+What differs from GPT-2: with angle = position * f[head, pair], the channel pairs (0, 1),
 (2, 3), ... of each query and key become (x_even cos - x_odd sin, x_even sin + x_odd cos) before the scores. Positions
 are absolute slots of the cache, which holds rotated keys; GPT-2's learned position embeddings stay.
 
@@ -8,6 +8,7 @@ f is learned ("lr") or fixed in geometric progression ("gp"); with `use_norm` it
 angle at position 1000 in bf16 is noise, and so is one of a bf16 frequency: both are float32 whatever the model's dtype.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import GPT2Config
 from transformers import initialization as init
 
 from .modeling_base import Float32Parameters, VariantAttention, VariantLMHeadModel, VariantModel
+from .task_heads import task_heads
 
 METHODS = ("lr", "gp")
 
@@ -56,9 +58,9 @@ class RotatingHeadGPT2Config(GPT2Config):
 
 
 def geometric_frequencies(num_heads: int, head_dim: int, base: float) -> torch.Tensor:
-    """f[h, j] = s_h base^(-2j/D), float32 (H, D/2), in radians per position."""
-    scales = torch.logspace(0, -1, num_heads, dtype=torch.float64)
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    """f[h, j] = s_h base^(-2j/D), float32 (H, D/2), in radians per position, on the CPU."""
+    scales = torch.logspace(0, -1, num_heads, dtype=torch.float64, device="cpu")
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     return (scales[:, None] * base**-exponents).float()
 
 
@@ -67,33 +69,48 @@ class FrequencyNorm(Float32Parameters, nn.LayerNorm):
 
     def forward(self, frequencies: torch.Tensor) -> torch.Tensor:
         """(H, D/2) -> (H, D/2), each head normalised over its D/2."""
-        return F.layer_norm(frequencies, self.normalized_shape, self.exact("weight"), self.exact("bias"), self.eps)
+        weight, bias = self.exact("weight"), self.exact("bias")
+        return F.layer_norm(frequencies.to(weight.dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 class HeadwiseRotation(Float32Parameters, nn.Module):
-    """The rotation of one layer's heads."""
+    """The rotation of one layer's heads.
+
+    Attributes:
+        frequencies: (H, D/2), in radians per position; a parameter where they are learned. Fixed ones follow from the
+            config: they are no buffer, so that nothing can be missing or left empty, and float32 in every model.
+    """
 
     def __init__(self, config: RotatingHeadGPT2Config):
         super().__init__()
-        self.head_dim = config.n_embd // config.n_head
-        self.base = config.base_frequency
-        frequencies = torch.empty(config.n_head, self.head_dim // 2, dtype=torch.float32)
+        head_dim = config.n_embd // config.n_head
+        self._fixed = (config.n_head, head_dim, config.base_frequency)
+        self.frequencies: torch.Tensor
         if config.rotatinghead == "lr":
-            self.frequencies = nn.Parameter(frequencies)
+            self.frequencies = nn.Parameter(torch.empty(config.n_head, head_dim // 2, dtype=torch.float32))
         else:
-            self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layer_norm = FrequencyNorm(self.head_dim // 2, dtype=torch.float32) if config.use_norm else None
+            self.frequencies = geometric_frequencies(*self._fixed)
+        self.layer_norm = FrequencyNorm(head_dim // 2, dtype=torch.float32) if config.use_norm else None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "HeadwiseRotation":
+        super()._apply(fn, recurse)
+        if not isinstance(self.frequencies, nn.Parameter):
+            like = fn(torch.empty(0, dtype=self.frequencies.dtype))
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            self.frequencies = geometric_frequencies(*self._fixed).to(like.device, dtype)
+        return self
 
     def reset_parameters(self) -> None:
-        """Learned: N(0, 1); fixed: the geometric progression."""
+        """Learned frequencies: N(0, 1); norm: 1 and 0."""
         if isinstance(self.frequencies, nn.Parameter):
             init.normal_(self.frequencies, mean=0.0, std=1.0)
-        else:
-            init.copy_(self.frequencies, geometric_frequencies(len(self.frequencies), self.head_dim, self.base))
+        if self.layer_norm is not None:
+            init.ones_(self.layer_norm.weight)
+            init.zeros_(self.layer_norm.bias)
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """The angles at `positions` (S,) in radians: (H, S, D/2), float32 or better."""
-        frequencies = self.exact("frequencies")
+        frequencies = self.exact("frequencies").to(positions.device)
         if self.layer_norm is not None:
             frequencies = self.layer_norm(frequencies)
         return positions[:, None] * frequencies[:, None]
@@ -202,3 +219,10 @@ class RotatingHeadGPT2LMHeadModel(VariantLMHeadModel):
 
     config_class = RotatingHeadGPT2Config
     transformer_class = RotatingHeadGPT2Model
+
+
+(
+    RotatingHeadGPT2ForSequenceClassification,
+    RotatingHeadGPT2ForTokenClassification,
+    RotatingHeadGPT2ForQuestionAnswering,
+) = task_heads(RotatingHeadGPT2Model)
