@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config
+    from transformers import GPT2Config, GPT2PreTrainedModel
 
     from .models.modeling_base import VariantLMHeadModel
 
@@ -96,14 +96,33 @@ class Variant:
         with torch.device("meta"):
             return self.model_class(config).num_parameters()
 
-    def register(self) -> None:
-        """Make the Auto classes know the variant's `model_type`, unless transformers itself does."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def auto_classes(self) -> dict[str, "type[GPT2PreTrainedModel]"]:
+        """Auto class of transformers -> what it is to load for this variant: the task heads that its module has, too.
+
+        Empty where transformers itself knows the `model_type`.
+        """
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-        if self.config_class.model_type not in CONFIG_MAPPING_NAMES:
-            AutoConfig.register(self.config_class.model_type, self.config_class, exist_ok=True)
-            AutoModelForCausalLM.register(self.config_class, self.model_class, exist_ok=True)
+        from .models.task_heads import HEADS, class_name
+
+        if self.config_class.model_type in CONFIG_MAPPING_NAMES:
+            return {}
+        transformer = self.model_class.transformer_class
+        module = importlib.import_module(self.model_class.__module__)
+        heads = {auto: getattr(module, class_name(transformer, stock), None) for auto, stock in HEADS.items()}
+        return {
+            "AutoModel": transformer,
+            "AutoModelForCausalLM": self.model_class,
+            **{auto: head for auto, head in heads.items() if head is not None},
+        }
+
+    def register(self) -> None:
+        """Make the Auto classes know the variant's `model_type`, unless transformers itself does."""
+        import transformers
+
+        for auto, model_class in self.auto_classes().items():
+            transformers.AutoConfig.register(self.config_class.model_type, self.config_class, exist_ok=True)
+            getattr(transformers, auto).register(self.config_class, model_class, exist_ok=True)
 
 
 VARIANTS: dict[str, Variant] = {
