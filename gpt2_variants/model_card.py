@@ -108,12 +108,14 @@ def _use(variant: Variant, name: str) -> str:
     """Code that loads the model without this package."""
     own_code = variant.config_class.model_type != "gpt2"
     trust = ", trust_remote_code=True" if own_code else ""
+    # the tokenizer needs none of the model's code, but AutoTokenizer would ask on a terminal whether it may run it
+    no_trust = ", trust_remote_code=False" if own_code else ""
     lines = [
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'model = AutoModelForCausalLM.from_pretrained("{name}"{trust})',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}"{no_trust})',
         'inputs = tokenizer("The following", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=True)[0]))",
     ]

@@ -112,7 +112,7 @@ def pair_similarity(model: Any, ids: Any) -> tuple[Any, Any]:
     from torch.nn import functional
 
     updates = []
-    blocks = list(model.transformer.h.children())
+    blocks = list(model.transformer.h)
     hooks = [
         block.register_forward_hook(lambda _, inputs, output: updates.append((output - inputs[0])[0].float()))
         for block in blocks

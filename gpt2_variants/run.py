@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
-# What `experimental_setup.md` and `variants.md` fix (seed), and a model that trains in minutes on 2 CPU cores (demo).
+# The recipe of the published runs (seed), and a model that trains in minutes on 2 CPU cores (demo).
 # Batch, optimizer, clipping and precision of the seed recipe stand in ds_configs/.
 PRESETS: dict[str, dict[str, Any]] = {
     "seed": {
@@ -107,7 +107,7 @@ class Run:
     preset: str = option(
         "auto",
         group="what to train",
-        help="seed: the recipe of experimental_setup.md; demo: a tiny model on the built-in corpus; "
+        help="seed: the recipe at full size; demo: a tiny model on the built-in corpus; "
         "auto: seed where there is a CUDA device, else demo",
         choices=("auto", *PRESETS),
     )

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -9,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import VARIANTS, random_ids, tiny
+from conftest import ROOT, VARIANTS, random_ids, tiny
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from test_arguments import MODELS, close, make, same_loss, ways
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -119,6 +120,19 @@ def test_one_step_of_peft_has_the_same_loss_and_gradients_in_every_way(name, ada
     torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1).step()
     if adapter != "head, with dropout":
         assert tuned(input_ids=ids, labels=ids).loss < wanted["loss"]
+
+
+def test_the_readmes_lines_for_peft(exports):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from peft import .*?)```", readme, flags=re.DOTALL)
+    code = code.replace("runs/duo_predict/model", str(exports / "duo_predict"))
+    found: dict = {}
+    exec(code, found)
+    trained = {key.split(".lora_")[0] for key, p in found["model"].named_parameters() if p.requires_grad}
+    assert len(trained) == 2
+    assert all(key.endswith("attn.c_attn") for key in trained)
+    ids = random_ids(2, 12)
+    found["model"](input_ids=ids, labels=ids).loss.backward()
 
 
 @pytest.fixture

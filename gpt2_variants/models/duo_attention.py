@@ -27,7 +27,8 @@ def duo_attention(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Softmax attention of t_1..t_S m_1..m_{S-1} over each other, as `variants.md`, section 3, says.
+    """Return softmax attention of t_1..t_S m_1..m_{S-1} over each other: a token sees itself and its past, m_k sees
+    itself, t_1..t_{k-1} and, as `neighbour` says, t_{k+1}.
 
     Args:
         query, key, value: (B, H, 2S-1, D).
