@@ -19,18 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin, GPT2Config
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from .duo_attention import duo_attention
+from .duo_predict_attention import DuoPredictAttention, infill_mask
+from .duo_predict_attention import infill_visibility as infill_visibility  # part of the variant, told here too
 from .loss_head import IGNORE_INDEX, score_logits, score_targets
 from .modeling_base import (
     CACHE_NAME,
-    VariantAttention,
     VariantLMHeadModel,
     VariantModel,
     VariantOutput,
@@ -107,78 +106,6 @@ class DuoPredictOutput(VariantOutput):
     infill_loss: torch.Tensor | None = None
 
 
-def infill_visibility(num_tokens: int, neighbour: bool = True, device: torch.device | None = None) -> torch.Tensor:
-    """Return what each mask slot sees: bool (S-1, 2S-1) over the keys t_1..t_S m_1..m_{S-1}.
-
-    Its past and itself; and, with `neighbour`, the token to its right.
-    """
-    slot = torch.arange(num_tokens - 1, device=device).unsqueeze(1)
-    token = torch.arange(num_tokens, device=device)
-    sees_token = token < slot
-    if neighbour:
-        sees_token = sees_token | (token == slot + 1)
-    return torch.cat([sees_token, token[:-1] == slot], dim=1)
-
-
-class DuoPredictAttention(VariantAttention):
-    """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`."""
-
-    def __init__(self, config: DuoPredictGPT2Config, layer_idx: int | None = None):
-        super().__init__(config, layer_idx=layer_idx)
-        self.neighbour = layer_idx == 0 or not config.leak_free  # whether a mask slot sees its right neighbour here
-
-    def remember(
-        self, key: torch.Tensor, value: torch.Tensor, cache: Cache, num_tokens: int | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `VariantAttention.remember`; of two streams the cache, empty before, gets the tokens alone."""
-        if num_tokens is None:
-            return super().remember(key, value, cache, **kwargs)
-        super().remember(key[:, :, :num_tokens], value[:, :, :num_tokens], cache, **kwargs)
-        return key, value
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        num_tokens: int | None = None,
-        token_mask: Any = None,
-        infill_masks: dict[bool, torch.Tensor] | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `VariantAttention.attend`; with `num_tokens`, S, over both streams. Weights are those of the tokens.
-
-        Args:
-            token_mask: what `create_causal_mask` makes for the tokens; `attention_mask` is not used then.
-            infill_masks: whether the right neighbour is seen -> (B or 1, 1, S-1, 2S-1), what the mask slots see; None:
-                what `infill_visibility` says, for whole sequences.
-        """
-        if num_tokens is None:
-            return super().attend(query, key, value, attention_mask, **kwargs)
-        if infill_masks is None:
-            dropout = self.attn_dropout.p if self.training else 0.0
-            mixed = duo_attention(query, key, value, num_tokens, self.neighbour, dropout, self.scaling)
-            return mixed.transpose(1, 2), None
-        q, k, v = (x[:, :, :num_tokens] for x in (query, key, value))
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"][:, :num_tokens]  # flash attention tells sequences by them
-        tokens, weights = super().attend(q, k, v, token_mask, **kwargs)
-        slots = self._attend_slots(query[:, :, num_tokens:], key, value, infill_masks[self.neighbour])
-        return torch.cat([tokens, slots], dim=1), weights
-
-    def _attend_slots(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, S-1, H, D): attention of the slots under a dense mask, which not every backend can be given."""
-        if self.config._attn_implementation == "eager":
-            hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
-            return super().attend(query, key, value, hidden)[0]
-        dropout = self.attn_dropout.p if self.training else 0.0
-        slots = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=self.scaling)
-        return slots.transpose(1, 2)
-
-
 class DuoPredictGPT2Model(VariantModel):
     """`GPT2Model` that can run the mask slots beside the tokens."""
 
@@ -227,12 +154,11 @@ class DuoPredictGPT2Model(VariantModel):
                 f"{tuple(attention_mask.shape)}: another does not tell what the mask slots may see"
             )
         device, sequences = inputs_embeds.device, None
-        given_positions = position_ids is not None
         if position_ids is None:
-            position_ids = torch.arange(num_tokens, device=device)
-        position_ids = position_ids.view(-1, num_tokens)
-        if given_positions and attention_mask is None:
+            position_ids = torch.arange(num_tokens, device=device).unsqueeze(0)
+        elif attention_mask is None:
             sequences = find_packed_sequence_indices(position_ids.expand(batch, -1))
+        position_ids = position_ids.view(-1, num_tokens)
 
         mask_id = torch.tensor([[self.config.mask_token_id]], device=device)
         slots = self.wte(mask_id).expand(1, num_tokens - 1, channels).expand(batch, -1, -1)
@@ -243,7 +169,7 @@ class DuoPredictGPT2Model(VariantModel):
         # eager is what the other backends are checked against; padding and packing hide other keys in each row
         if attention_mask is not None or sequences is not None or self.config._attn_implementation == "eager":
             causal = create_causal_mask(self.config, inputs_embeds, attention_mask, None, position_ids)
-            seen = {n: self._infill_mask(num_tokens, n, attention_mask, sequences, device) for n in (True, False)}
+            seen = {n: infill_mask(num_tokens, n, attention_mask, sequences, device) for n in (True, False)}
             of_streams |= {"token_mask": causal, "infill_masks": seen}
         outputs = super().forward(
             inputs_embeds=torch.cat([inputs_embeds, slots], dim=1),
@@ -260,23 +186,6 @@ class DuoPredictGPT2Model(VariantModel):
             if beside[name]:
                 beside[name] = tuple(None if x is None else x[..., :num_tokens, :] for x in beside[name])
         return StreamsOutput(last_hidden_state=tokens, infill_hidden_state=slots, sequences=sequences, **beside)
-
-    @staticmethod
-    def _infill_mask(
-        num_tokens: int,
-        neighbour: bool,
-        attention_mask: torch.Tensor | None,
-        sequences: torch.Tensor | None,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """(B or 1, 1, S-1, 2S-1). Padding and other sequences are hidden from the slots; a slot always sees itself."""
-        mask = infill_visibility(num_tokens, neighbour, device)[None, None]
-        if attention_mask is not None:
-            mask = mask & F.pad(attention_mask.bool(), (0, num_tokens - 1), value=True)[:, None, None, :]
-        if sequences is not None:
-            keys = torch.cat([sequences, sequences[:, :-1]], dim=1)
-            mask = mask & (sequences[:, :-1, None] == keys[:, None, :]).unsqueeze(1)
-        return mask
 
 
 class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
