@@ -48,14 +48,12 @@ def export(
     config = copy.deepcopy(config)
     config.use_cache = True
     config.dtype = torch.float32
-    exported_class = _exported_class(variant)
-    auto_classes = variant.auto_classes()
-    if auto_classes:
+    if auto_classes := variant.auto_classes():
         config.auto_map = {
             auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in auto_classes.items()
         }
     with torch.device("meta"):
-        model = exported_class(config)
+        model = _exported_class(variant)(config)
     missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
     if set(missing) - {"lm_head.weight"} or unexpected:
         raise ValueError(f"weights do not fit {variant.name}: missing {missing}, unexpected {unexpected}")

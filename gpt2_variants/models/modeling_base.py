@@ -166,6 +166,21 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         outputs = self.encode(input_ids=input_ids, **{"use_cache": False, **kwargs})
         return self.streams_of(outputs, labels, kwargs.get("attention_mask"))
 
+    def run_streams(
+        self,
+        inputs: dict[str, Any],
+        labels: torch.Tensor,
+        shift_labels: torch.Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> tuple[Any, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Return what `encode` gives for the `inputs` of `forward`, and `streams_of` it for labels as `forward` has."""
+        if ignore_index != IGNORE_INDEX:
+            labels = labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
+            if shift_labels is not None:
+                shift_labels = shift_labels.masked_fill(shift_labels == ignore_index, IGNORE_INDEX)
+        outputs = self.encode(**inputs)
+        return outputs, self.streams_of(outputs, labels, inputs["attention_mask"], shift_labels)
+
     def weights_of(
         self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype
     ) -> dict[str, torch.Tensor] | None:
@@ -269,16 +284,9 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         labels: torch.Tensor,
         return_token_scores: bool,
         num_items_in_batch: torch.Tensor | float | None,
-        shift_labels: torch.Tensor | None = None,
-        ignore_index: int = IGNORE_INDEX,
+        **about_labels,
     ) -> VariantOutput:
-        outputs = self.encode(**inputs)
-        streams = self.streams_of(
-            outputs,
-            ignored(labels, ignore_index),
-            inputs["attention_mask"],
-            None if shift_labels is None else ignored(shift_labels, ignore_index),
-        )
+        outputs, streams = self.run_streams(inputs, labels, **about_labels)
         scores = None
         if return_token_scores:
             scores = {name: score_targets(self.lm_head, *stream, with_correct=True) for name, stream in streams.items()}
@@ -312,11 +320,6 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         if labels is None:
             labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, IGNORE_INDEX)
         return self(input_ids, labels=labels, return_token_scores=True, return_dict=True, **kwargs).token_scores
-
-
-def ignored(labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Return `labels` with -100 where they are `ignore_index`."""
-    return labels if ignore_index == IGNORE_INDEX else labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
 
 
 def number_of_items(valid: dict[str, torch.Tensor], given: torch.Tensor | float | None) -> torch.Tensor | float:

@@ -34,7 +34,6 @@ from .modeling_base import (
     VariantModel,
     VariantOutput,
     beside_hidden_state,
-    ignored,
 )
 from .task_heads import task_heads
 
@@ -300,18 +299,9 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
     ) -> DuoPredictOutput:
         """Logits of both streams and the loss over both."""
         self._check_own_loss(logits_to_keep)
-        index = about_loss.get("ignore_index", IGNORE_INDEX)
-        shifted = about_loss.get("shift_labels")
-        outputs = self.encode(**inputs)
-        targets = {
-            name: targets
-            for name, (_, targets) in self.streams_of(
-                outputs,
-                ignored(labels, index),
-                inputs["attention_mask"],
-                None if shifted is None else ignored(shifted, index),
-            ).items()
-        }
+        num_items_in_batch = about_loss.pop("num_items_in_batch")
+        outputs, streams = self.run_streams(inputs, labels, **about_loss)
+        targets = {name: of_stream for name, (_, of_stream) in streams.items()}
         logits = {
             "next_token": self.lm_head(outputs.last_hidden_state),
             "infill": self.lm_head(outputs.infill_hidden_state),
@@ -319,7 +309,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
         scores = {name: score_logits(logits[name][:, : targets[name].shape[1]], targets[name]) for name in targets}
         means = {name: s.nll.sum() / s.valid.sum() for name, s in scores.items()}
         return DuoPredictOutput(
-            loss=self.mean_loss(scores, outputs, about_loss["num_items_in_batch"]),
+            loss=self.mean_loss(scores, outputs, num_items_in_batch),
             logits=logits["next_token"],
             infill_logits=logits["infill"],
             next_token_loss=means["next_token"],
