@@ -6,7 +6,9 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted."""
-    from gpt2_variants.run import Faults, main_rank, parse
+    from gpt2_variants.config.command_line import parse
+    from gpt2_variants.faults import Faults
+    from gpt2_variants.ranks import main_rank
 
     try:
         run = parse(argv)
@@ -15,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print(describe(run))
             return 0
-        from gpt2_variants.training import train
+        from gpt2_variants.training.session import train
 
         trained = train(run)
     except Faults as err:

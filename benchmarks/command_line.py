@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2_variants.run import Faults
+from gpt2_variants.faults import Faults
 
 Plan = TypeVar("Plan")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gpt2_variants.training import device_name, versions
+from gpt2_variants.records import device_name, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -24,10 +24,13 @@ import torch
 
 import command_line
 import results_page
-from gpt2_variants.metrics import peak_flops
+from gpt2_variants.config.command_line import parse as parse_run
+from gpt2_variants.config.deepspeed_json import read_ds_config
+from gpt2_variants.config.options import Run
+from gpt2_variants.faults import Faults
+from gpt2_variants.measuring import peak_flops
+from gpt2_variants.ranks import world_size
 from gpt2_variants.registry import GPT2_VOCABULARY, VARIANTS
-from gpt2_variants.run import Faults, Run, read_ds_config, world_size
-from gpt2_variants.run import parse as parse_run
 from results_page import Column, Table, goal, goals_table
 from training_case import Case, CaseFailed, Worker
 

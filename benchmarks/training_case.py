@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
-from gpt2_variants.metrics import flops_per_token, peak_memory_bytes
+from gpt2_variants.config.options import Run
+from gpt2_variants.config.resolve import plan
+from gpt2_variants.measuring import flops_per_token, peak_memory_bytes
 from gpt2_variants.models.modeling_base import recompute_blocks
-from gpt2_variants.run import Run, plan, use_accelerator
-from gpt2_variants.training import init_distributed, keep_freed_memory, make_engine
+from gpt2_variants.ranks import use_accelerator
+from gpt2_variants.training.engine import init_distributed, keep_freed_memory, make_engine
 
 MODELS = ("own", "dense_duo_predict", "stock", "published")
 LOOPS = ("deepspeed", "plain")
@@ -253,7 +255,9 @@ def processes():
         return multiprocessing.get_context("spawn")
     use_accelerator()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpt2_variants.training", "transformers.models.gpt2.modeling_gpt2", "deepspeed"])
+    context.set_forkserver_preload(
+        ["gpt2_variants.training.engine", "transformers.models.gpt2.modeling_gpt2", "deepspeed"]
+    )
     return context
 
 

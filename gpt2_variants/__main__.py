@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .config.command_line import Parser
 from .data import DataError
-from .run import Faults, Parser
+from .faults import Faults
 
 EPILOG = """\
 examples:

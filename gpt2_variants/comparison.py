@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .metrics import read_metrics
+from .faults import Faults
+from .records import RunRecord
 from .registry import VARIANTS
-from .run import Faults, RunRecord
+from .trackers.jsonl import read_metrics
 
 BASELINE = "gpt2"
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
@@ -165,7 +166,7 @@ class SavedRun:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it ran on a CPU; `training.device_name` gives the cores of those alone."""
+        """Whether it ran on a CPU; `records.device_name` gives the cores of those alone."""
         return self.machine is not None and self.machine.endswith("cores)")
 
     def tokens_at(self, step: float) -> float | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .run import Faults
+from .faults import Faults
 
 SIZE = (5.2, 3.3)  # inches: as wide as a phone, so that text is not scaled down there
 

@@ -7,11 +7,13 @@ import json
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .metrics import flops_per_token
+from .config.options import Run
+from .config.resolve import load_data, plan
+from .measuring import flops_per_token
 from .models.loss_head import CHUNK_ROWS
 from .models.modeling_base import VariantLMHeadModel, recompute_blocks
+from .ranks import use_accelerator, world_size
 from .registry import GPT2_VOCABULARY
-from .run import Run, load_data, plan, use_accelerator, world_size
 
 # WikiText-103 as the published runs cut it: 114,003 blocks of 1024 tokens.
 WIKITEXT_TOKENS = 116_739_072

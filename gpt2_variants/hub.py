@@ -15,13 +15,17 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from . import checkpoint, network, publishing
+from . import hub_client, network
+from .config.options import Run
 from .data import open_tokenizer
+from .faults import Faults
+from .folders import new_folder_faults
 from .model_card import write_card
 from .pictures import save_png
+from .records import RunRecord
 from .registry import VARIANTS, Variant
 from .report import plot
-from .run import Faults, Run, RunRecord, new_folder_faults
+from .training import checkpoint
 
 MASK_TOKEN = "<|MASK|>"
 
@@ -114,10 +118,10 @@ def publish(folder: Path, repo_id: str | None = None, private: bool | None = Non
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         record.update(hub={**about, "status": "pushing"})
-        full_name = publishing.claim(repo_id, private)
+        full_name = hub_client.claim(repo_id, private)
         about["card"] = _add_card(record, folder / "model", full_name)
-        url = publishing.push_folder(folder / "model", full_name, f"{record.facts['variant']}, by gpt2_variants")
-    except (publishing.PushError, _Stopped) as err:
+        url = hub_client.push_folder(folder / "model", full_name, f"{record.facts['variant']}, by gpt2_variants")
+    except (hub_client.PushError, _Stopped) as err:
         record.update(hub={**about, "status": "failed", "reason": str(err)})
         again = f"python -m gpt2_variants push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}"
         print(
@@ -188,8 +192,8 @@ def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list
     options = facts.get("options", {})
     name = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private
-    unasked = publishing.local_faults("--hub_model_id", name, by="push")
-    return faults + (unasked or publishing.access_faults("--hub_model_id", name, private, by="push"))
+    unasked = hub_client.local_faults("--hub_model_id", name, by="push")
+    return faults + (unasked or hub_client.access_faults("--hub_model_id", name, private, by="push"))
 
 
 def export_checkpoint(source: Path, folder: Path) -> Path:

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from .data import DataError, default_split, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
+from .faults import Faults
 from .registry import VARIANTS
-from .run import Faults
 
 if TYPE_CHECKING:
     from .models.modeling_base import VariantLMHeadModel

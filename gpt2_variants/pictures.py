@@ -11,8 +11,8 @@ from typing import Any
 
 from . import drawing
 from .data import DataError, load_tokens
+from .faults import Faults
 from .inference import SavedModel
-from .run import Faults
 
 PASSAGE = 256  # tokens of the held-out text that a parallel model's pairs are looked at on, at most
 VISIBLE = 6  # tokens that duo-predict's pattern is drawn for

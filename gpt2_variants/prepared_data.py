@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import network, publishing
+from . import hub_client, network
 from .data import Data, check_source, load, quiet, source_name
-from .run import Faults, new_folder_faults
+from .faults import Faults
+from .folders import new_folder_faults
 
 if TYPE_CHECKING:
     import datasets
@@ -64,9 +65,9 @@ def faults(request: Request) -> list[str]:
         return lines
     if request.hub_dataset_id is None:
         lines.append("--push_to_hub: needs --hub_dataset_id, a name or namespace/name for the data set on the Hub")
-    hub_lines = publishing.local_faults("--hub_dataset_id", request.hub_dataset_id)
+    hub_lines = hub_client.local_faults("--hub_dataset_id", request.hub_dataset_id)
     if request.hub_dataset_id is not None and not hub_lines:
-        hub_lines = publishing.access_faults(
+        hub_lines = hub_client.access_faults(
             "--hub_dataset_id", request.hub_dataset_id, request.hub_private, kind="dataset"
         )
     return lines + hub_lines
@@ -98,7 +99,7 @@ def prepare(request: Request) -> int:
         return 0
     try:
         name = _push(data, request)
-    except publishing.PushError as err:
+    except hub_client.PushError as err:
         print(
             f"error: not pushed to {request.hub_dataset_id}: {err}\n"
             + (f"{folder} is complete; " if folder is not None else "")
@@ -149,9 +150,9 @@ def _push(data: Data, request: Request) -> str:
     """
     assert request.hub_dataset_id is not None
     with tempfile.TemporaryDirectory() as aside, _quiet_push():
-        name = publishing.claim(request.hub_dataset_id, request.hub_private, kind="dataset")
+        name = hub_client.claim(request.hub_dataset_id, request.hub_private, kind="dataset")
         if (there := _card_on_hub(name)) is not None and data.fingerprint not in there:
-            raise publishing.PushError(
+            raise hub_client.PushError(
                 f"{name} holds something else, which is not overwritten; give another --hub_dataset_id, or delete it"
             )
         short = name.split("/")[-1]
@@ -159,9 +160,9 @@ def _push(data: Data, request: Request) -> str:
         card = _card(data, request, short, _train_from_hub(name, request), opened)
         Path(aside, CARD).write_text(card, encoding="utf-8")
         data.tokenizer.save_pretrained(str(Path(aside, TOKENIZER)))
-        publishing.push_folder(Path(aside), name, "Tokenizer and card", kind="dataset")
+        hub_client.push_folder(Path(aside), name, "Tokenizer and card", kind="dataset")
         parts = _parts(data)
-        publishing.attempt(lambda: parts.push_to_hub(name, commit_message="Blocks of token ids"))
+        hub_client.attempt(lambda: parts.push_to_hub(name, commit_message="Blocks of token ids"))
     return name
 
 
@@ -179,7 +180,7 @@ def _card_on_hub(name: str) -> str | None:
                 return None
             return Path(file).read_text(encoding="utf-8")
 
-    return publishing.attempt(read)
+    return hub_client.attempt(read)
 
 
 @contextmanager
@@ -190,7 +191,7 @@ def _quiet_push() -> Iterator[None]:
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()
     try:
-        with quiet(), publishing.quiet_bars():
+        with quiet(), hub_client.quiet_bars():
             yield
     finally:
         datasets.logging.set_verbosity(verbosity)

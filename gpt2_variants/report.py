@@ -16,8 +16,9 @@ from statistics import fmean
 
 from . import comparison, drawing
 from .comparison import Difference, Group, Mean, SavedRun, Verdict
+from .config.options import Run
 from .evaluation import describe
-from .run import Faults, Run
+from .faults import Faults
 
 DEMO_PROMPT = "The following statement"  # the built-in corpus is Python's language reference
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, random_ids, tiny
 
-from gpt2_variants.metrics import flops_per_token
+from gpt2_variants.measuring import flops_per_token
 
 SMALL = ["--preset", "demo", "--model_args", "n_layer=2", "n_embd=32", "n_head=2"]
 SMALL += ["--block_size", "16", "--per_device_train_batch_size", "2", "--warmup_steps", "1"]
@@ -58,7 +58,7 @@ def test_faults_are_told_at_once_a_line_each(benchmarks, capsys, arguments, said
 
 def test_the_presets_are_the_recipe_and_what_was_asked_for(benchmarks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("gpt2_variants.run._engine_faults", lambda config, path: [])
+    monkeypatch.setattr("gpt2_variants.config.deepspeed_json._engine_faults", lambda config, path: [])
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     plan = benchmarks.parse(["--compare"])
     cases = {case.name: case for case in plan.cases}

@@ -16,9 +16,9 @@ from conftest import GOLDEN, ROOT, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS, __main__
+from gpt2_variants.faults import Faults
 from gpt2_variants.inference import SavedModel
 from gpt2_variants.report import plot, summary
-from gpt2_variants.run import Faults
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -18,7 +18,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from gpt2_variants import __main__, network, publishing
+from gpt2_variants import __main__, hub_client, network
 from gpt2_variants.hub import publish
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH"
@@ -41,7 +41,7 @@ def hub(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(publishing, "WAITS", (0.0, 0.0))
+        monkeypatch.setattr(hub_client, "WAITS", (0.0, 0.0))
         network.answers.cache_clear()
         yield server
         network.answers.cache_clear()

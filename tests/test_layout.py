@@ -10,41 +10,90 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "gpt2_variants"
+# Room -> the rooms that its files may import from; files of one room may import one another.
 MAY_IMPORT = {
     "__init__": {"registry"},
-    "__main__": {"registry", "run", "data", "evaluation", "inference", "hub", "prepared_data", "report"},
+    "__main__": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"},
     "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
-    "publishing": {"network"},
-    "prepared_data": {"data", "network", "publishing", "run"},
+    "hub_client": {"network"},
+    "prepared_data": {"data", "network", "hub_client", "faults", "folders"},
     "warm_start": {"registry", "network"},
-    "run": {"registry", "data", "warm_start", "nodes", "publishing", "metrics"},
-    "training": {"registry", "data", "evaluation", "checkpoint", "metrics", "models", "nodes", "run"}
-    | {"warm_start", "publishing"},
-    "hub": {"registry", "data", "checkpoint", "run", "model_card", "network", "publishing", "pictures", "report"},
+    "config": {"registry", "data", "warm_start", "nodes", "hub_client", "trackers"} | {"faults", "folders", "ranks"},
+    "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
+    | {"faults", "folders", "measuring", "ranks", "records"},
+    "trackers": {"network"},
+    "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
+    | {"faults", "folders", "records"},
     "model_card": {"registry", "data"},
-    "inference": {"registry", "data", "evaluation", "run", "models"},
-    "comparison": {"registry", "run", "metrics"},
-    "drawing": {"run"},
-    "pictures": {"data", "drawing", "inference", "models", "run"},
-    "report": {"run", "evaluation", "inference", "comparison", "drawing", "pictures"},
-    "dry_run": {"registry", "run", "metrics", "models"},
-    "metrics": {"network"},
-    **{alone: set() for alone in ("network", "nodes", "evaluation", "checkpoint")},
+    "inference": {"registry", "data", "evaluation", "faults", "models"},
+    "comparison": {"registry", "faults", "records", "trackers"},
+    "drawing": {"faults"},
+    "pictures": {"data", "drawing", "inference", "models", "faults"},
+    "report": {"config", "evaluation", "inference", "comparison", "drawing", "pictures", "faults"},
+    "dry_run": {"registry", "config", "measuring", "models", "ranks"},
+    "models": set(),
+    **{
+        alone: set()
+        for alone in ("network", "nodes", "evaluation", "faults", "folders", "measuring", "ranks", "records")
+    },
 }
 
 
+def room(file: Path) -> str:
+    """The folder of the package that a file stands in, or the file itself."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
 def siblings(file: Path) -> set[str]:
+    """What a file imports of its own folder, by `from .x import y` or `from . import x`."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
             found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
     return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def rooms_used(file: Path) -> set[str]:
+    """The other rooms of the package that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = file.parents[node.level - 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*base.relative_to(PACKAGE).parts, *name.split("."))[0] for name in names}
+    return found - {room(file)}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_arrows(file):
-    assert siblings(file) <= MAY_IMPORT[file.stem]
+    assert rooms_used(file) <= MAY_IMPORT[room(file)]
+
+
+def test_no_two_rooms_import_one_another():
+    used = {name: set() for name in MAY_IMPORT}
+    for file in PACKAGE.rglob("*.py"):
+        used[room(file)] |= rooms_used(file)
+    del used["registry"]  # it imports types of the models only
+    left = dict(used)
+    while free := [name for name, below in left.items() if not below & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("folder", ["config", "training", "trackers"])
+def test_no_file_is_longer_than_350_lines(folder):
+    for file in (PACKAGE / folder).glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 350, file
+
+
+def test_private_names_stay_in_their_file():
+    """Nothing imports `_name` from another file, or reads it from another module."""
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert not [a.name for a in node.names if a.name.startswith("_")], file
 
 
 def test_models_are_flat_and_import_the_base_and_ops_only():
@@ -62,24 +111,21 @@ def test_models_are_flat_and_import_the_base_and_ops_only():
     assert not [p for p in (PACKAGE / "models").iterdir() if p.is_dir() and p.name != "__pycache__"]
 
 
+# Outside of training/: its config classes, to check a JSON by, and its memory estimators.
 DEEPSPEED_MODULES = {
-    "checkpoint": {  # its files read and converted, and the classes that they may hold
-        *("deepspeed.utils.zero_to_fp32", "deepspeed.checkpoint.ds_to_universal"),
-        *("deepspeed.runtime.fp16.loss_scaler", "deepspeed.runtime.zero.config", "deepspeed.utils.tensor_fragment"),
-    },
-    "run": {"deepspeed.runtime.config"},  # its config classes, to check a JSON by
-    "dry_run": {"deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2"},  # its memory estimators
+    "config/deepspeed_json.py": {"deepspeed.runtime.config"},
+    "dry_run.py": {"deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2"},
 }
 
 
 def test_only_training_calls_the_engine():
     for file in PACKAGE.rglob("*.py"):
-        if file.stem != "training":
+        if room(file) != "training":
             imports = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
             names = {a.name for n in imports if isinstance(n, ast.Import) for a in n.names}
             names |= {n.module for n in imports if isinstance(n, ast.ImportFrom) and not n.level}
             found = {name for name in names if name.split(".")[0] == "deepspeed"}
-            assert found <= DEEPSPEED_MODULES.get(file.stem, set()), file
+            assert found <= DEEPSPEED_MODULES.get(str(file.relative_to(PACKAGE)), set()), file
 
 
 def test_the_visible_top_level():

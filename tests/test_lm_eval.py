@@ -15,8 +15,11 @@ from conftest import script, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.config.options import Run
+from gpt2_variants.config.resolve import load_data
 from gpt2_variants.hub import export
-from gpt2_variants.run import Run, RunRecord, load_data, parse
+from gpt2_variants.records import RunRecord
 
 write_tasks = script("benchmarks/lm_eval/write_tasks.py")
 

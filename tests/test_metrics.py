@@ -7,28 +7,29 @@ import time
 import pytest
 import torch
 
-from gpt2_variants import metrics
+from gpt2_variants import measuring
 from gpt2_variants.evaluation import evaluate
 from gpt2_variants.models.loss_head import TokenScores
+from gpt2_variants.trackers.jsonl import JsonlSink, read_metrics
 
 
 def test_flops_per_token_by_hand():
     # 10 parameters, 2 layers, width 4, 8 tokens: 6 * 10 + 12 * 2 * 4 * 8 per position
-    assert metrics.flops_per_token(10, 2, 4, 8, positions=8) == 60 + 768
-    assert metrics.flops_per_token(10, 2, 4, 8, positions=15) == (60 + 768) * 15 / 8
+    assert measuring.flops_per_token(10, 2, 4, 8, positions=8) == 60 + 768
+    assert measuring.flops_per_token(10, 2, 4, 8, positions=15) == (60 + 768) * 15 / 8
     # the baseline at the recipe: 2.13 + 0.30 GFLOPs
-    assert metrics.flops_per_token(354_823_168, 24, 1024, 1024, 1024) == pytest.approx(2.431e9, rel=1e-3)
+    assert measuring.flops_per_token(354_823_168, 24, 1024, 1024, 1024) == pytest.approx(2.431e9, rel=1e-3)
 
 
 def test_peak_flops_by_device_name():
-    assert metrics.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert metrics.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert metrics.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert metrics.peak_flops("Some Other Card") is None
+    assert measuring.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert measuring.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert measuring.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert measuring.peak_flops("Some Other Card") is None
 
 
 def test_the_stopwatch_counts_what_is_between_start_and_stop():
-    watch = metrics.Stopwatch(elapsed=100.0)
+    watch = measuring.Stopwatch(elapsed=100.0)
     time.sleep(0.02)
     assert watch.elapsed == 100.0
     watch.start()
@@ -42,15 +43,15 @@ def test_the_stopwatch_counts_what_is_between_start_and_stop():
 
 def test_jsonl_goes_on_after_a_kill_with_no_step_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    sink = metrics.JsonlSink(path, resume_step=0)
+    sink = JsonlSink(path, resume_step=0)
     for step in range(1, 6):
         sink.log({"step": step, "loss": step / 2})
     sink.close()
     path.write_text(path.read_text() + '{"step": 6, "lo')
-    sink = metrics.JsonlSink(path, resume_step=3)
+    sink = JsonlSink(path, resume_step=3)
     sink.log({"step": 4, "loss": 9.0})
     sink.close()
-    assert [(r["step"], r["loss"]) for r in metrics.read_metrics(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
 
 
 def test_evaluation_is_a_mean_over_predictions_not_over_batches():

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from gpt2_variants import VARIANTS, __main__, drawing, pictures
 from gpt2_variants.data import load_tokens
+from gpt2_variants.faults import Faults
 from gpt2_variants.hub import export
-from gpt2_variants.run import Faults
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -17,7 +17,9 @@ import pytest
 from conftest import ROOT
 from hub_server import HubServer
 
-from gpt2_variants import __main__, data, network, prepared_data, run
+from gpt2_variants import __main__, data, network, prepared_data
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.config.resolve import load_data
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH"
 READ_ONLY = "hf_" + "ABCDEFGHabcdefghijklmnopqrstuvwxyz"
@@ -118,8 +120,8 @@ def test_training_on_the_folder_is_training_on_the_source(kind, text, tmp_path, 
     (command,) = re.findall(r"^train on it (.*)$", said.out, re.MULTILINE)
     launcher, script, *options = shlex.split(command)
     assert (launcher, script) == ("deepspeed", "train_ds.py")
-    asked = run.parse([*options, "--preset", "demo", "--output_dir", str(tmp_path / "run"), "--report_to", "none"])
-    assert_same(run.load_data(asked), source)
+    asked = parse([*options, "--preset", "demo", "--output_dir", str(tmp_path / "run"), "--report_to", "none"])
+    assert_same(load_data(asked), source)
     assert f"train {len(saved['train']):,}, validation {len(saved['validation']):,}, of 24 tokens" in said.out
     assert source.fingerprint in said.out
 

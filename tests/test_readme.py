@@ -11,7 +11,7 @@ from conftest import ROOT, finish, launch, script
 
 import train_ds
 from gpt2_variants import VARIANTS, __main__
-from gpt2_variants.run import make_parser
+from gpt2_variants.config.command_line import make_parser
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

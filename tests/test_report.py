@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2_variants import __main__, comparison, drawing, report
-from gpt2_variants.run import Faults
+from gpt2_variants.faults import Faults
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
 FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
@@ -532,7 +532,7 @@ def test_where_the_report_goes(tmp_path, monkeypatch, capsys, text_of):
 
 
 def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp_path, capsys):
-    from gpt2_variants.run import Run
+    from gpt2_variants.config.options import Run
 
     folder = make_run(tmp_path / "a")
     report.show(Run(variant="gpt2", output_dir=str(folder)))

@@ -201,18 +201,23 @@ def test_a_master_value_is_what_counts_and_the_gradient_goes_to_the_parameter():
 
 ENGINE = """
 import json, sys, torch
-from gpt2_variants import training
-from gpt2_variants.run import parse, plan
+from gpt2_variants.config.resolve import load_data
+from gpt2_variants.training.engine import init_distributed, make_engine
+from gpt2_variants.training.masters import float32_state_dict
+from gpt2_variants.training.seeds import seed_everything
+from gpt2_variants.training.session import _model_config
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.config.resolve import plan
 from gpt2_variants.models.modeling_base import Float32Parameters
 options, = sys.argv[1:]
 run = parse(json.loads(options))
-data = training.load_data(run)
-config = training._model_config(run, data)
+data = load_data(run)
+config = _model_config(run, data)
 steps, ds_config = plan(run, len(data.train))
-training.init_distributed()
-training._seed(run.seed)
+init_distributed()
+seed_everything(run.seed)
 initial = run.spec.model_class._from_config(config).state_dict()
-engine, masters = training.make_engine(run, config, ds_config)
+engine, masters = make_engine(run, config, ds_config)
 
 def compare(expected):
     for block in range(config.n_layer):
@@ -231,7 +236,7 @@ for _ in range(3):
     engine.backward(loss)
     engine.step()
     masters.refresh()
-weights = training._float32_state_dict(engine)
+weights = float32_state_dict(engine)
 if engine.global_rank == 0:
     last = compare(weights)
     assert not torch.equal(last, last.bfloat16().float()), "three steps of Adam end between bf16 values"

@@ -10,8 +10,14 @@ import pytest
 from conftest import ROOT
 
 import gpt2_variants
-from gpt2_variants import VARIANTS, run
-from gpt2_variants.run import Faults, parse, resolve_ds_config
+from gpt2_variants import VARIANTS
+from gpt2_variants.config import checks
+from gpt2_variants.config.command_line import make_parser, parse
+from gpt2_variants.config.deepspeed_json import resolve_ds_config
+from gpt2_variants.config.options import Run
+from gpt2_variants.config.presets import PRESETS
+from gpt2_variants.config.resolve import resolve
+from gpt2_variants.faults import Faults
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def faults(ask, *more: str) -> list[str]:
 
 def test_the_seed_preset_is_the_recipe():
     """experimental_setup.md, field by field."""
-    asked = run.resolve(run.Run(variant="gpt2", preset="seed"))
+    asked = resolve(Run(variant="gpt2", preset="seed"))
     assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == (
         "wikitext-103",
         "gpt2-medium",
@@ -73,9 +79,9 @@ def test_the_seed_preset_is_the_recipe():
 
 @pytest.mark.parametrize(("variant", "block_size"), [("gpt2", 1024), ("duo_predict", 512)])
 def test_block_size_is_the_variants_and_the_model_has_the_positions_that_are_trained(variant, block_size):
-    asked = run.resolve(run.Run(variant=variant, preset="seed"))
+    asked = resolve(Run(variant=variant, preset="seed"))
     assert asked.block_size == asked.make_config(50257).n_positions == block_size
-    shorter = run.resolve(run.Run(variant=variant, preset="seed", block_size=64))
+    shorter = resolve(Run(variant=variant, preset="seed", block_size=64))
     assert shorter.make_config(50257).n_positions == 64
 
 
@@ -118,7 +124,7 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
         config["scheduler"]["params"]["warmup_max_lr"],
     ) == (6, 1, 1)
     config = resolve_ds_config(ask(), 1, 10)
-    assert config["train_batch_size"] == run.PRESETS["demo"]["train_batch_size"]
+    assert config["train_batch_size"] == PRESETS["demo"]["train_batch_size"]
 
 
 @pytest.mark.parametrize(
@@ -276,10 +282,10 @@ def test_dry_run_prints_the_run_and_writes_nothing(tmp_path):
 
 def test_help_names_every_option_once_on_two_screens(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    lines = run.make_parser().format_help().splitlines()
+    lines = make_parser().format_help().splitlines()
     assert lines[0] == "usage: deepspeed train_ds.py --variant NAME [options]"
     named = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
-    assert sorted(named) == sorted(f"--{f.name}" for f in dataclasses.fields(run.Run))
+    assert sorted(named) == sorted(f"--{f.name}" for f in dataclasses.fields(Run))
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
@@ -295,7 +301,7 @@ def test_help_names_every_option_once_on_two_screens(monkeypatch):
 
 def test_help_is_narrower_on_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    wide = [line for line in run.make_parser().format_help().splitlines() if len(line) > 80]
+    wide = [line for line in make_parser().format_help().splitlines() if len(line) > 80]
     assert not [line for line in wide if line.startswith("  --")]
 
 
@@ -308,7 +314,7 @@ def test_help_is_quick(words):
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout.startswith("usage: ")
     imported = {line.split("|")[2].strip() for line in out.stderr.splitlines() if line.count("|") == 2}
-    assert "gpt2_variants.run" in imported
+    assert "gpt2_variants.config.command_line" in imported
     assert not imported & {"torch", "transformers", "deepspeed", "datasets", "wandb"}
 
 
@@ -330,7 +336,7 @@ def test_apex_is_refused_with_the_way_to_build_it(ask, monkeypatch):
     (line,) = faults(ask, "--apex", "layernorm")
     assert line == "--apex layernorm: not known; one of layer_norm, adam, all"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    (line,) = run._installation_faults(run.Run(variant="gpt2", apex="all", report_to="none", compile=False))
+    (line,) = checks._installation_faults(Run(variant="gpt2", apex="all", report_to="none", compile=False))
     assert "git clone https://github.com/NVIDIA/apex" in line
 
 
@@ -346,6 +352,6 @@ def test_compiling_is_refused_at_zero_stage_3_and_not_the_default_there(ask, mon
     (line,) = faults(ask, "--compile", "--deepspeed_config", "zero3.json")
     assert line.startswith("--compile: not with ZeRO stage 3")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert run.Run(variant="gpt2").compiles
-    assert run.Run(variant="gpt2", deepspeed_config="zero2.json").compiles
-    assert not run.Run(variant="gpt2", deepspeed_config="zero3.json").compiles
+    assert Run(variant="gpt2").compiles
+    assert Run(variant="gpt2", deepspeed_config="zero2.json").compiles
+    assert not Run(variant="gpt2", deepspeed_config="zero3.json").compiles

@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 import train_ds
-from gpt2_variants import VARIANTS, dry_run, nodes, run
-from gpt2_variants.run import Faults, resolve_ds_config
+from gpt2_variants import VARIANTS, dry_run, nodes
+from gpt2_variants.config.deepspeed_json import resolve_ds_config
+from gpt2_variants.config.options import Run
+from gpt2_variants.config.resolve import resolve
+from gpt2_variants.faults import Faults
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -43,7 +46,7 @@ def test_the_jsons_differ_in_their_zero_section_alone():
 @pytest.mark.parametrize("name", JSONS)
 def test_a_json_holds_the_recipe_on_any_number_of_gpus(name):
     """experimental_setup.md; `resolve_ds_config` has DeepSpeed's own classes check each."""
-    asked = run.resolve(run.Run(variant="gpt2", preset="seed", deepspeed_config=name))
+    asked = resolve(Run(variant="gpt2", preset="seed", deepspeed_config=name))
     for world in (1, 2, 8, 64):
         config = resolve_ds_config(asked, world, total_steps=8910)
         assert "auto" not in json.dumps(config)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import launch, train, zero
 
-from gpt2_variants import __main__, checkpoint
+from gpt2_variants import __main__
+from gpt2_variants.training import checkpoint
 
 # of the shapes that the clients accept
 SECRETS = {

@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from conftest import ROOT, finish, free_port, launch, metrics, train, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from gpt2_variants import VARIANTS, checkpoint, training
+from gpt2_variants import VARIANTS
 from gpt2_variants import __main__ as small_commands
+from gpt2_variants.config.command_line import parse
 from gpt2_variants.data import load
-from gpt2_variants.run import FolderLock, parse
+from gpt2_variants.folders import FolderLock
+from gpt2_variants.training import checkpoint, loop, stopping
 
 FLOAT32 = {"bf16": {"enabled": False}}
 
@@ -89,7 +91,7 @@ def test_losses_equal_a_plain_pytorch_loop(variant, tiny_run, ds_json, tmp_path)
 @pytest.mark.parametrize("steps", [1, 7, 30])
 @pytest.mark.parametrize("ratio", ["0", "0.1", "0.5"])
 def test_every_steps_learning_rate_is_transformers(steps, ratio, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training._Loop, "_evaluate", lambda self, progress: None)
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, progress: None)
     train(tiny_run, tmp_path / "run", "--max_steps", str(steps), "--warmup_ratio", ratio, variant="gpt2")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(float(ratio) * steps), steps)
@@ -130,7 +132,7 @@ def interrupt_at(monkeypatch, step: int):
         calls.append(1)
         return signal.SIGTERM if len(calls) == step else 0
 
-    monkeypatch.setattr(training.Stopper, "agreed", agreed)
+    monkeypatch.setattr(stopping.Stopper, "agreed", agreed)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -392,7 +394,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
     folder = tmp_path / "run"
     lock = FolderLock(folder)
     assert lock.acquire() is None
-    child = "import sys; from gpt2_variants.run import FolderLock; from pathlib import Path; "
+    child = "import sys; from gpt2_variants.folders import FolderLock; from pathlib import Path; "
     child += "print(FolderLock(Path(sys.argv[1])).acquire())"
     out = subprocess.run([sys.executable, "-c", child, str(folder)], capture_output=True, text=True, cwd=ROOT)
     assert f"process {os.getpid()} on " in out.stdout
@@ -415,7 +417,7 @@ def test_resuming_a_finished_run_loses_nothing(tiny_run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch, capfd):
-    original = training._Loop._optimizer_step
+    original = loop.Loop._optimizer_step
 
     def poisoned(self, micro_batches):
         if self.step == 7:
@@ -423,7 +425,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch
                 self.model.transformer.ln_f.weight.fill_(math.nan)
         return original(self, micro_batches)
 
-    monkeypatch.setattr(training._Loop, "_optimizer_step", poisoned)
+    monkeypatch.setattr(loop.Loop, "_optimizer_step", poisoned)
     folder = train(tiny_run, tmp_path / "run", "--max_steps", "12", "--logging_steps", "4", code=3)
     assert record(folder)["status"] == "failed"
     assert "the loss of step 8 (epoch 0, global batch 7) is not finite" in record(folder)["reason"]
@@ -608,8 +610,8 @@ def test_a_rank_that_dies_ends_the_others(tiny_run, tmp_path):
 
 def test_a_signal_that_no_step_ends_for_is_said_before_the_kill(tiny_run, tmp_path, monkeypatch):
     """As on a GPU, where a rank waits for a dead one outside Python."""
-    monkeypatch.setattr(training, "SECONDS_TO_STOP", 0.3)
-    original, said = training._Loop._optimizer_step, []
+    monkeypatch.setattr(stopping, "SECONDS_TO_STOP", 0.3)
+    original, said = loop.Loop._optimizer_step, []
 
     def stuck(self, micro_batches):
         if self.step == 2:
@@ -618,7 +620,7 @@ def test_a_signal_that_no_step_ends_for_is_said_before_the_kill(tiny_run, tmp_pa
             said.append(record(tmp_path / "run"))
         return original(self, micro_batches)
 
-    monkeypatch.setattr(training._Loop, "_optimizer_step", stuck)
+    monkeypatch.setattr(loop.Loop, "_optimizer_step", stuck)
     train(tiny_run, tmp_path / "run", "--max_steps", "5", code=143)
     assert said[0]["status"] == "failed"
     assert said[0]["reason"].startswith("SIGTERM, and the step did not end")
@@ -720,7 +722,7 @@ def test_apex_takes_the_places_it_is_asked_for(tiny_run, ds_json, tmp_path, monk
     monkeypatch.setitem(sys.modules, "apex", apex)
     monkeypatch.setitem(sys.modules, "apex.normalization", apex)
     monkeypatch.setitem(sys.modules, "apex.optimizers", apex)
-    monkeypatch.setattr("gpt2_variants.run._apex_fault", lambda: None)
+    monkeypatch.setattr("gpt2_variants.config.checks._apex_fault", lambda: None)
     # DeepSpeed knows apex's own class
     options = (*tiny_run, "--max_steps", "3", "--deepspeed_config", ds_json(zero_allow_untested_optimizer=True))
     losses = {}

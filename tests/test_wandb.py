@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from conftest import finish, launch
 
-from gpt2_variants import metrics, network
-from gpt2_variants.run import Faults, parse
+from gpt2_variants import network
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.faults import Faults
+from gpt2_variants.trackers import wandb
+from gpt2_variants.trackers.jsonl import read_metrics
 
 pytest.importorskip("wandb")
 KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -87,7 +90,7 @@ def test_a_run_of_two_ranks_is_logged_once_as_metrics_jsonl_has_it(tiny_run, tmp
         assert found["config"][name] == facts[name]
     assert found["axes"]["*"] == "step"
     expected = []
-    for record in metrics.read_metrics(folder / "metrics.jsonl"):
+    for record in read_metrics(folder / "metrics.jsonl"):
         name = lambda key: key if key == "step" else f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
         expected.append({name(key): value for key, value in record.items()})
     assert found["history"] == expected
@@ -123,7 +126,7 @@ def test_report_to_none_does_not_import_wandb(tiny_run, tmp_path):
 
 
 def log_once(folder: Path) -> None:
-    sink = metrics.WandbSink(folder, "name", "gpt2", {"seed": 42}, "gpt2-0123")
+    sink = wandb.WandbSink(folder, "name", "gpt2", {"seed": 42}, "gpt2-0123")
     sink.log({"step": 10, "loss": 2.0})
     sink.close()
 
@@ -159,13 +162,13 @@ def test_with_a_key_and_no_server_the_run_is_kept_offline_within_seconds(where, 
 
 
 def test_a_key_is_found_where_wandb_login_leaves_it(tmp_path, monkeypatch):
-    assert not metrics.wandb_has_key()
+    assert not wandb.wandb_has_key()
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text(f"machine wandb.my-company.com login user password {KEY}\n")
     os.chmod(tmp_path / "netrc", 0o600)
-    assert not metrics.wandb_has_key()
+    assert not wandb.wandb_has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.my-company.com")
-    assert metrics.wandb_has_key()
+    assert wandb.wandb_has_key()
 
 
 def test_an_explicit_mode_that_cannot_be_had_is_a_fault(tiny_run, tmp_path, monkeypatch):

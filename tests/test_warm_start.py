@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, LlamaConfig
 
 from gpt2_variants import VARIANTS, warm_start
-from gpt2_variants.run import Faults, parse
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.faults import Faults
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

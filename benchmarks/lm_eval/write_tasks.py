@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from gpt2_variants.config.options import Run
+from gpt2_variants.config.resolve import load_data
 from gpt2_variants.data import BlockDataset
-from gpt2_variants.run import Faults, Run, RunRecord, load_data
+from gpt2_variants.faults import Faults
+from gpt2_variants.records import RunRecord
 
 DOCUMENT_CHARACTERS = 4_000  # at least, but for the last: long enough that a document's cold start weighs little
 CONTEXT_CHARACTERS = 150  # of a cloze, at most: with the demo's tokenizer about 40 of the 64 tokens it is trained on

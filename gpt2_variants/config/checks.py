@@ -1,0 +1,184 @@
+"""What is wrong with a resolved run, as far as it can be known before the data are read."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .. import hub_client, nodes, warm_start
+from ..data import check_source
+from ..faults import Faults
+from ..folders import LOCK
+from ..ranks import main_rank, world_size
+from ..trackers.wandb import wandb_fault
+from .deepspeed_json import read_ds_config, resolve_ds_config
+from .options import Run
+
+
+def faults(run: Run) -> list[str]:
+    """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
+    number_faults = _number_faults(run)
+    model_faults = _model_faults(run)
+    lines = number_faults + model_faults
+    if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
+        no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
+        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer)
+    try:
+        if number_faults:  # numbers that are wrong cannot be filled in
+            read_ds_config(run.ds_config_path())
+        else:
+            resolve_ds_config(run, world_size(), total_steps=1)
+    except Faults as err:
+        lines += err.lines
+    else:
+        if run.compile and run.zero_stage == 3:
+            lines.append(
+                "--compile: not with ZeRO stage 3, whose hooks around each module would be compiled anew for each; "
+                "leave it out, or give zero1.json or zero2.json"
+            )
+        lines += _compiler_faults(run)
+    lines += _place_faults(run)
+    return lines + _installation_faults(run) + _hub_faults(run)
+
+
+def _hub_faults(run: Run) -> list[str]:
+    if not run.push_to_hub:
+        given = [name for name in ("hub_model_id", "hub_private") if getattr(run, name)]
+        return [f"--{name}: has no effect without --push_to_hub; add that, or leave it out" for name in given]
+    faults = hub_client.local_faults("--hub_model_id", run.hub_name)
+    if not faults and main_rank():  # one question, not one of each GPU
+        faults = hub_client.access_faults("--hub_model_id", run.hub_name, run.hub_private)
+    return faults
+
+
+def _compiler_faults(run: Run) -> list[str]:
+    if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return ["--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"]
+    return []
+
+
+def _installation_faults(run: Run) -> list[str]:
+    lines = [fault] if (fault := nodes.fault()) else []
+    if run.report_to == "wandb" and find_spec("wandb") is None:
+        lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
+    elif run.report_to == "wandb" and main_rank() and (fault := wandb_fault()):
+        lines.append(f"--report_to wandb: {fault}; or --report_to none")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
+        run.attn_implementation
+    )
+    if package:
+        import torch
+
+        if find_spec(package) is None or not torch.cuda.is_available():
+            lines.append(
+                f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; "
+                "install it, or use sdpa"
+            )
+    if run.apex and (fault := _apex_fault()):
+        lines.append(f"--apex {run.apex}: {fault}")
+    return lines
+
+
+def _apex_fault() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs a CUDA device; leave --apex out"
+    # the package of that name on PyPI is another; NVIDIA's has these compiled modules beside it
+    if any(find_spec(name) is None for name in ("apex", "amp_C", "fused_layer_norm_cuda")):
+        return (
+            "NVIDIA's apex with its CUDA extensions is not installed, and PyPI does not have it; build it (git clone "
+            "https://github.com/NVIDIA/apex && cd apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v "
+            "--no-build-isolation .), or leave --apex out"
+        )
+    return None
+
+
+def _number_faults(run: Run) -> list[str]:
+    lines = []
+
+    def need(ok: Callable[[Any], bool], name: str, what: str) -> None:
+        value = getattr(run, name)
+        if value is not None and not ok(value):
+            lines.append(f"--{name} {value}: {what}")
+
+    counts = ("block_size", "train_batch_size", "per_device_train_batch_size", "max_steps")
+    for name in (*counts, "eval_steps", "save_steps", "logging_steps", "save_total_limit"):
+        need(lambda v: v >= 1, name, "at least 1 is needed")
+    need(lambda v: 0 < v < math.inf, "num_train_epochs", "more than 0 is needed")
+    need(lambda v: 0 <= v < math.inf, "learning_rate", "0 or more is needed, and finite")
+    need(lambda v: 0 <= v < math.inf, "weight_decay", "0 or more is needed, and finite")
+    need(lambda v: 0 <= v <= 1, "warmup_ratio", "a part of the steps: 0 to 1")
+    need(lambda v: 0 <= v < 2**32, "seed", "0 to 4294967295 is allowed")
+    return lines
+
+
+def _model_faults(run: Run) -> list[str]:
+    from transformers.activations import ACT2FN
+
+    if run.init_from is not None:
+        if fault := warm_start.fault_of(run.init_from):
+            return [fault]
+        if run.size is not None:
+            return [f"--size {run.size}: the model has the size of --init_from {run.init_from}; leave --size out"]
+    known = run.spec.config_fields()
+    lines = [
+        f"--model_args {name}: {run.variant} has no such config field; it has {', '.join(known)}"
+        for name in run.model_args
+        if name not in known
+    ]
+    if lines:
+        return lines
+    try:
+        config = run.make_config(tokenizer_size=50257)
+    except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
+        return [f"--model_args: {' '.join(str(err).split())}"]
+    for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+        if getattr(config, name) < 1:
+            lines.append(f"--model_args {name}={getattr(config, name)}: at least 1 is needed")
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if not 0 <= getattr(config, name) < 1:
+            lines.append(f"--model_args {name}={getattr(config, name)}: a probability below 1 is needed")
+    if config.activation_function not in ACT2FN:
+        lines.append(
+            f"--model_args activation_function={config.activation_function}: one of {', '.join(sorted(ACT2FN))}"
+        )
+    if lines:
+        return lines
+    if config.n_embd % config.n_head:
+        lines.append(f"--model_args n_embd={config.n_embd}: not a multiple of n_head={config.n_head}")
+    if run.block_size > config.n_positions:
+        lines.append(
+            f"--block_size {run.block_size}: the model has {config.n_positions} positions; a block size up to that, or "
+            f"--model_args n_positions={run.block_size}"
+        )
+    if run.block_size < 2:
+        lines.append(f"--block_size {run.block_size}: at least 2 tokens are needed, one to predict the next from")
+    return lines
+
+
+def _place_faults(run: Run) -> list[str]:
+    out = Path(run.output_dir)
+    if run.dry_run:
+        return []
+    if out.exists() and not out.is_dir():
+        return [f"--output_dir {out}: is a file; a folder is needed"]
+    if (out / "run.json").exists() and not run.resumes:
+        return [
+            f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
+            "--resume_from_checkpoint auto"
+        ]
+    if out.is_dir() and {p.name for p in out.iterdir()} - {LOCK} and not (out / "run.json").exists():
+        return [f"--output_dir {out}: is not empty and holds no run; give a new folder"]
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        return [f"--output_dir {out}: {parent} cannot be written; give another folder"]
+    if run.resumes and run.resume_from_checkpoint != "auto" and not Path(run.resume_from_checkpoint).is_dir():
+        return [
+            f"--resume_from_checkpoint {run.resume_from_checkpoint}: no such folder; auto, or a folder "
+            f"such as {out}/checkpoints/step-00000500"
+        ]
+    return []

@@ -1,0 +1,67 @@
+"""Measuring a run: one stopwatch, FLOPs and MFU, memory.
+
+MFU convention (PaLM, Chowdhery et al., 2022, appendix B; the same as nanoGPT's): 6 N + 12 L E S FLOPs per position, N
+all parameters with the tied embedding counted once, attention counted in full though it is causal, against the device's
+dense bf16 peak.
+"""
+
+import resource
+import sys
+import time
+
+# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets; the first name that the device's name contains counts.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("GH200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+)
+
+
+def flops_per_token(num_parameters: int, n_layer: int, n_embd: int, block_size: int, positions: int) -> float:
+    """Training FLOPs (forward and backward) per token of data, in blocks of `block_size` tokens.
+
+    `positions` is how many positions the model computes for a block: S, or 2S-1 for duo-predict.
+    """
+    return (6 * num_parameters + 12 * n_layer * n_embd * block_size) * positions / block_size
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak of the device in FLOP/s; None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS if name in device_name), None)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU by torch's allocator, without one the resident set."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class Stopwatch:
+    """Seconds of training: those between `start` and `stop`, on top of the `elapsed` ones of earlier sessions."""
+
+    def __init__(self, elapsed: float = 0.0):
+        self._before = elapsed
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Count no more, until the next `start`."""
+        self._before, self._since = self.elapsed, None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._before + running

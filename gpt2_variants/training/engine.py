@@ -1,0 +1,116 @@
+"""DeepSpeed's engine around a model."""
+
+import atexit
+import ctypes
+import os
+import platform
+import socket
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import GPT2Config
+
+from .. import nodes
+from ..config.options import Run
+from ..models.modeling_base import recompute_blocks
+from ..ranks import use_accelerator
+from ..warm_start import WarmStart
+from .masters import Float32Masters, float32_parameters
+from .optimizers import apex_adam, parameter_groups, take_over_schedule
+from .seeds import seed_everything
+
+
+def init_distributed() -> None:
+    """Join the process group that the launcher describes; without a launcher, make one of a single rank."""
+    if "RANK" not in os.environ:  # no launcher: one rank
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    use_accelerator()
+    nodes.choose_interface()
+    # of collectives that DeepSpeed calls by the names they had before torch 2.13; every rank would be told
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        # Training never uses this op; building it needs a compiler, and each rank leaks 66 MiB of shared memory.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before NCCL's first collective takes the current one
+    if not dist.is_initialized():
+        deepspeed.init_distributed()
+        atexit.register(dist.destroy_process_group)
+
+
+def keep_freed_memory() -> None:
+    """On a CPU with glibc: keep what is freed for the next allocation, instead of giving it back to the kernel.
+
+    The kernel clears each page that it hands out again; of the half-gigabyte buffers of a step that took longer than
+    filling them (benchmarks/NOTES.md). Elsewhere nothing happens.
+    """
+    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def make_engine(
+    run: Run, config: GPT2Config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False
+) -> tuple[Any, "Float32Masters"]:
+    """DeepSpeed's engine around a new model, and that model's `Float32Masters`.
+
+    Args:
+        universal: the engine is to load a checkpoint in DeepSpeed's universal format.
+    """
+    import deepspeed
+
+    seed_everything(run.seed)  # the same weights on every rank
+    model = run.spec.model_class._from_config(config, attn_implementation=run.attn_implementation)
+    if warm is not None:
+        warm.apply(model)
+    if run.gradient_checkpointing:
+        recompute_blocks(model)
+    if run.apex in ("layer_norm", "all"):
+        use_apex_layer_norm(model)
+    given, schedule = take_over_schedule(ds_config)
+    optimizer = None
+    if run.apex in ("adam", "all"):
+        optimizer, given = apex_adam(given), {k: v for k, v in given.items() if k != "optimizer"}
+    if universal:
+        given = {**given, "checkpoint": {**given.get("checkpoint", {}), "load_universal": True}}
+    # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
+    precise = float32_parameters(model) if warm is None else dict(model.named_parameters())
+    unrounded = {name: p.detach().clone() for name, p in precise.items()}
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, ds_config),
+        optimizer=optimizer,
+        config=given,
+        lr_scheduler=schedule,
+    )
+    if run.compiles:
+        # in training and evaluation, of full and short batches: more kinds than dynamo's 8, beyond which it would go on
+        # without compiling
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        engine.module.compile_parts()
+    seed_everything(run.seed + engine.global_rank)  # dropout differs between ranks
+    return engine, Float32Masters(engine, unrounded)
+
+
+def use_apex_layer_norm(model: nn.Module) -> None:
+    """Put NVIDIA apex's `FusedLayerNorm` in the place of each `LayerNorm`, with the same parameters."""
+    from apex.normalization import FusedLayerNorm
+
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if type(norm) is nn.LayerNorm:
+                fused = FusedLayerNorm(norm.normalized_shape, eps=norm.eps)
+                fused.weight, fused.bias = norm.weight, norm.bias
+                setattr(module, name, fused)

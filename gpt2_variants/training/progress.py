@@ -1,0 +1,41 @@
+"""How far a run is, on the terminal."""
+
+import datetime
+import sys
+from typing import Any
+
+
+class Progress:
+    """A bar on a terminal; in a log file a line per logging step, without carriage returns."""
+
+    def __init__(self, step: int, total: int, shown: bool):
+        self._bar = None
+        self._shown, self._total = shown, total
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def show(self, step: int, loss: float, tokens_per_second: float, eta: float) -> None:
+        """Report a logging step; `eta` in seconds."""
+        left = datetime.timedelta(seconds=round(eta))
+        text = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s, {left} left"
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(text)
+        elif self._shown:
+            print(f"step {step}/{self._total}: {text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line beside the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()

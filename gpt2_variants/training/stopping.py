@@ -1,0 +1,85 @@
+"""Stopping early, all ranks together."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SECONDS_TO_STOP = 25.0  # DeepSpeed's launcher kills 30 s after its first signal
+
+
+class Stopper:
+    """Turns SIGINT, SIGTERM and the death of the launcher into one decision of all ranks to stop after a step.
+
+    The handler only sets a flag. DeepSpeed's launcher signals one rank after the other, and a SIGTERM to `deepspeed`
+    itself reaches no rank at all: so the flags are compared at each step, and a rank watches its launcher.
+    """
+
+    def __init__(self):
+        self._signal = 0
+        self._group = None
+        self._parents = _launcher_chain()
+        self._ended = threading.Event()
+        self._received, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def when_stuck(self, say: Callable[[int], None]) -> None:
+        """Call `say` with the number of a signal that has not ended the run after 25 s.
+
+        On a GPU a rank waits for a dead one in the driver, where Python's handlers do not run; then it is killed.
+        """
+
+        def watch() -> None:
+            while number := self._received.recv(1):  # nothing, once the run is over
+                if number[0] in (signal.SIGINT, signal.SIGTERM) and not self._ended.wait(SECONDS_TO_STOP):
+                    say(number[0])
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def close(self) -> None:
+        """The run is over."""
+        self._ended.set()
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signal = max(self._signal, number)
+
+    def agreed(self) -> int:
+        """The signal all ranks are to stop for, 0 for none. A collective: every rank calls it at the same step."""
+        if not self._signal and self._parents and _launcher_chain()[: len(self._parents)] != self._parents:
+            self._signal = signal.SIGTERM
+        if dist.get_world_size() == 1:
+            return self._signal
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")  # over the host: no synchronisation with the GPU
+        flag = torch.tensor(self._signal)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
+
+
+def _launcher_chain() -> tuple[int, ...]:
+    """This rank's parent and, if that is DeepSpeed's `launch.py`, the `deepspeed` process that started it.
+
+    Empty where no launcher is at work: a shell may end before the run it started.
+    """
+    if "LOCAL_WORLD_SIZE" not in os.environ and "LOCAL_SIZE" not in os.environ:
+        return ()
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_text()
+        grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return (parent,)
+    if "deepspeed.launcher.launch" not in command and "launcher/launch.py" not in command:
+        return (parent,)
+    return (parent, grandparent)
