@@ -7,7 +7,7 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted."""
     from gpt2_variants.config.command_line import parse
-    from gpt2_variants.faults import Faults
+    from gpt2_variants.faults import UsageError
     from gpt2_variants.ranks import main_rank
 
     try:
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         from gpt2_variants.training.session import train
 
         trained = train(run)
-    except Faults as err:
+    except UsageError as err:
         if main_rank():
             print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
         return 2

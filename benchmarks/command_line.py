@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 
 Plan = TypeVar("Plan")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises `Faults` where argparse would end the process. Options are never abbreviated."""
+    """A parser that raises `UsageError` where argparse would end the process. Options are never abbreviated."""
 
     def __init__(self, description: str | None, epilog: str | None = None):
         super().__init__(
@@ -23,8 +23,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        """Raises `Faults` with that message."""
-        raise Faults([f"{message} (see --help)"])
+        """Raises `UsageError` with that message."""
+        raise UsageError([f"{message} (see --help)"])
 
 
 class Checks:
@@ -68,9 +68,9 @@ class Checks:
         return path
 
     def done(self) -> None:
-        """Raises `Faults` if there were any."""
+        """Raises `UsageError` if there were any."""
         if self.lines:
-            raise Faults(self.lines)
+            raise UsageError(self.lines)
 
 
 def say(text: str) -> None:
@@ -82,7 +82,7 @@ def carry_out(parse: Callable[[list[str] | None], Plan], argv: list[str] | None,
     """`measure` what `parse` makes of `argv`; its exit code, or 2 after a line on stderr for each fault."""
     try:
         plan = parse(argv)
-    except Faults as err:
+    except UsageError as err:
         for line in err.lines:
             print(f"error: {line}", file=sys.stderr)
         return 2

@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `Faults` with every fault at once."""
+    """What the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
     variants = checks.of("variants", given.variants, tuple(VARIANTS))

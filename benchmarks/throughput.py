@@ -26,8 +26,8 @@ import command_line
 import results_page
 from gpt2_variants.config.command_line import parse as parse_run
 from gpt2_variants.config.deepspeed_json import read_ds_config
-from gpt2_variants.config.options import Run
-from gpt2_variants.faults import Faults
+from gpt2_variants.config.options import Options
+from gpt2_variants.faults import UsageError
 from gpt2_variants.measuring import peak_flops
 from gpt2_variants.ranks import world_size
 from gpt2_variants.registry import GPT2_VOCABULARY, VARIANTS
@@ -153,13 +153,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `Faults` with every fault at once."""
+    """What the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     preset = given.preset
     if preset == "auto":
         preset = "seed" if torch.cuda.is_available() else "demo"
     if preset not in PRESETS:
-        raise Faults([f"--preset {preset}: not known; one of auto, {', '.join(PRESETS)}"])
+        raise UsageError([f"--preset {preset}: not known; one of auto, {', '.join(PRESETS)}"])
     checks = command_line.Checks()
     lines = checks.lines
     if preset == "seed" and not torch.cuda.is_available():
@@ -191,10 +191,10 @@ def parse(argv: list[str] | None = None) -> Plan:
         if name in VARIANTS:
             try:
                 cases.append(_case(parse_run([*options, "--variant", name]), given.dtype))
-            except Faults as err:
+            except UsageError as err:
                 of_runs = {line.split(": ")[0]: line for line in err.lines} | of_runs
     if lines := lines + list(of_runs.values()):
-        raise Faults(lines)
+        raise UsageError(lines)
     if any(case.name == "gpt2" for case in cases):
         cases = [case if case.name == "gpt2" else replace(case, reference="gpt2") for case in cases]
         cases.sort(key=lambda case: case.name != "gpt2")  # a reference comes before what is set against it
@@ -203,7 +203,7 @@ def parse(argv: list[str] | None = None) -> Plan:
     return Plan(preset=preset, cases=cases, output_dir=given.output_dir, **numbers)
 
 
-def _case(run: Run, dtype: str | None) -> Case:
+def _case(run: Options, dtype: str | None) -> Case:
     vocabulary = NANO_VOCABULARY if run.size == "nano" else GPT2_VOCABULARY
     case = Case(run.variant, run, vocabulary, dtype or "bfloat16", what=run.spec.summary)
     stated = read_ds_config(run.ds_config_path()).get("bf16", {}).get("enabled", False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gpt2_variants.config.options import Run
+from gpt2_variants.config.options import Options
 from gpt2_variants.config.resolve import plan
 from gpt2_variants.measuring import flops_per_token, peak_memory_bytes
 from gpt2_variants.models.modeling_base import recompute_blocks
@@ -46,7 +46,7 @@ class Case:
     """
 
     name: str
-    run: Run
+    run: Options
     vocabulary: int
     dtype: str
     loop: str = "deepspeed"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .config.command_line import Parser
 from .data import DataError
-from .faults import Faults
+from .faults import UsageError
 
 EPILOG = """\
 examples:
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = make_parser().parse_args(argv)
         code = COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
-    except (Faults, DataError, FileNotFoundError) as err:
+    except (UsageError, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -208,10 +208,10 @@ def _generate(arguments: argparse.Namespace) -> None:
         prompt = saved.encode(arguments.prompt)
         if numbers["max_new_tokens"] == 0 and prompt.shape[1] < 2:
             faults.append("--show_surprise: the prompt is one token; at least 2 are needed, or --max_new_tokens 1")
-    except Faults as err:
+    except UsageError as err:
         faults += err.lines
     if faults:
-        raise Faults(faults)
+        raise UsageError(faults)
     if numbers["max_new_tokens"]:
         ids = saved.generate(prompt, **numbers, stream=True)
         if ids.shape[1] == saved.config.n_positions < prompt.shape[1] + numbers["max_new_tokens"]:
@@ -235,7 +235,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         saved = SavedModel(arguments.model, arguments.tokenizer, getattr(torch, arguments.dtype))
         most = saved.config.n_positions
         allowed = f"2 to the model's {most} positions is allowed"
-    except Faults as err:
+    except UsageError as err:
         faults += err.lines
     faults += check_source(arguments.dataset, tokenizer=None)
     batch_size = _number(arguments, "batch_size", int, lambda v: v >= 1, "at least 1 is needed", faults)
@@ -250,7 +250,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
         stride = _number(arguments, "stride", int, lambda v: 1 <= v <= longest, what, faults)
     if faults or saved is None:
-        raise Faults(faults)
+        raise UsageError(faults)
     facts = evaluate_dataset(saved, arguments.dataset, arguments.split, block_size, stride, batch_size)
     if arguments.json:
         print(json.dumps(facts))
@@ -279,7 +279,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     request = Request(**given | {"block_size": block_size})
     lines += faults(request)
     if lines:
-        raise Faults(lines)
+        raise UsageError(lines)
     return prepare(request)
 
 
@@ -288,7 +288,7 @@ def _push(arguments: argparse.Namespace) -> int:
 
     asked = arguments.run, arguments.hub_model_id, arguments.hub_private
     if faults := push_faults(*asked):
-        raise Faults(faults)
+        raise UsageError(faults)
     return publish(*asked)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .faults import Faults
+from .faults import UsageError
 from .records import RunRecord
 from .registry import VARIANTS
 from .trackers.jsonl import read_metrics
@@ -209,16 +209,16 @@ def read_run(folder: Path) -> SavedRun:
     """Read a run's folder; `metrics.jsonl` may be missing or cut off.
 
     Raises:
-        Faults: there is no `run.json`, or it cannot be read.
+        UsageError: there is no `run.json`, or it cannot be read.
     """
     if not (folder / "run.json").is_file():
-        raise Faults([f"{folder}: holds no run (no run.json)"])
+        raise UsageError([f"{folder}: holds no run (no run.json)"])
     try:
         facts = RunRecord(folder, writes=False).facts
     except ValueError as err:
-        raise Faults([f"{folder}: run.json cannot be read ({err}); restore it, or leave the run out"]) from err
+        raise UsageError([f"{folder}: run.json cannot be read ({err}); restore it, or leave the run out"]) from err
     if not isinstance(facts, dict):
-        raise Faults([f"{folder}: run.json holds no JSON object; restore it, or leave the run out"])
+        raise UsageError([f"{folder}: run.json holds no JSON object; restore it, or leave the run out"])
     metrics = folder / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.is_file() else []
     return SavedRun(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .faults import Faults
+from .faults import UsageError
 
 SIZE = (5.2, 3.3)  # inches: as wide as a phone, so that text is not scaled down there
 
@@ -81,9 +81,9 @@ def styles(baselines: Sequence[bool]) -> list[Style]:
 
 
 def need_matplotlib() -> None:
-    """Raise `Faults` where there is no matplotlib."""
+    """Raise `UsageError` where there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise Faults(["the report's charts need matplotlib, which is not installed: pip install matplotlib"])
+        raise UsageError(["the report's charts need matplotlib, which is not installed: pip install matplotlib"])
 
 
 def new_axes(size: tuple[float, float] = SIZE, fitted: bool = False) -> tuple[Any, Any]:

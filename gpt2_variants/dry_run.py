@@ -7,7 +7,7 @@ import json
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .config.options import Run
+from .config.options import Options
 from .config.resolve import load_data, plan
 from .measuring import flops_per_token
 from .models.loss_head import CHUNK_ROWS
@@ -25,8 +25,8 @@ BYTES_PER_LOGIT = 8  # of one chunk of the loss at its peak: logits in bf16, pro
 BYTES_PER_WEIGHT = 8  # of the loss head: its gradient in float32 and a chunk's part in bf16, the padded weight in bf16
 
 
-def describe(run: Run) -> str:
-    """The resolved `run` as text. Reads the data, except WikiText-103, whose size is known. Raises `Faults`."""
+def describe(run: Options) -> str:
+    """The resolved `run` as text. Reads the data, except WikiText-103, whose size is known. Raises `UsageError`."""
     if run.dataset == "wikitext-103":
         blocks, vocabulary = WIKITEXT_TOKENS // run.block_size, GPT2_VOCABULARY
         data_line = f"wikitext-103: about {blocks:,} blocks of {run.block_size} (not read for a dry run)"
@@ -60,7 +60,7 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def memory_table(run: Run, model: VariantLMHeadModel, ds_config: dict) -> list[str]:
+def memory_table(run: Options, model: VariantLMHeadModel, ds_config: dict) -> list[str]:
     """Estimated memory for 1 to 1,024 GPUs and every ZeRO stage, as lines of text; the run's own stage is marked."""
     total = model.num_parameters()
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())

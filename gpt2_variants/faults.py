@@ -1,7 +1,7 @@
 """What is wrong with what was asked for, told in lines."""
 
 
-class Faults(ValueError):
+class UsageError(ValueError):
     """What is wrong with what was asked: one clear line each, in `lines`."""
 
     def __init__(self, lines: list[str]):

@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from . import hub_client, network
-from .config.options import Run
+from .config.options import Options
 from .data import open_tokenizer
-from .faults import Faults
+from .faults import UsageError
 from .folders import new_folder_faults
 from .model_card import write_card
 from .pictures import save_png
@@ -87,7 +87,7 @@ def _exported_class(variant: Variant) -> type[GPT2LMHeadModel]:
     return variant.model_class
 
 
-def finish(run: Run, trained: Any) -> None:
+def finish(run: Options, trained: Any) -> None:
     """Export a finished run to `model/`, and say so in `run.json`."""
     folder = Path(run.output_dir)
     record = RunRecord(folder, writes=True)
@@ -163,7 +163,7 @@ def _add_card(record: RunRecord, model: Path, name: str) -> str:
         pictures = save_png(model, model)
         shutil.copyfile(plot(run_folder), model / "curves.png")
         pictures.insert(0, ("curves.png", "Loss and perplexity against optimizer steps."))
-    except Faults as err:
+    except UsageError as err:
         pictures = []
         print(f"note: the model card has no pictures: {'; '.join(err.lines)}", file=sys.stderr)
     card.write_text(write_card(run_folder, name, pictures), encoding="utf-8")
@@ -207,14 +207,14 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         The checkpoint that was exported.
 
     Raises:
-        Faults: there is no whole checkpoint, or `folder` exists or cannot be written.
+        UsageError: there is no whole checkpoint, or `folder` exists or cannot be written.
     """
     lines = new_folder_faults(folder)
     chosen, fault = _choose(source)
     if fault:
         lines.append(f"--checkpoint {source}: {fault}")
     if lines or chosen is None:
-        raise Faults(lines)
+        raise UsageError(lines)
     manifest = checkpoint.read_manifest(chosen)
     identity = manifest["identity"]
     variant = VARIANTS[identity["variant"]]
@@ -222,9 +222,11 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
     try:
         weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])
     except ValueError as err:
-        raise Faults([f"--checkpoint {source}: {err}"]) from err
+        raise UsageError([f"--checkpoint {source}: {err}"]) from err
     except pickle.UnpicklingError as err:
-        raise Faults([f"--checkpoint {source}: would run code on being read, so it was not read; use another"]) from err
+        raise UsageError(
+            [f"--checkpoint {source}: would run code on being read, so it was not read; use another"]
+        ) from err
     export(
         variant,
         variant.config_class.from_json_file(described / "config.json"),

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .data import DataError, default_split, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
-from .faults import Faults
+from .faults import UsageError
 from .registry import VARIANTS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class SavedModel:
             dtype: of the weights.
 
         Raises:
-            Faults: no model there, a model that is none of `VARIANTS`, or no tokenizer for it.
+            UsageError: no model there, a model that is none of `VARIANTS`, or no tokenizer for it.
         """
         self.folder, self.dtype = folder, dtype
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,19 +52,21 @@ class SavedModel:
         try:
             self.config = self._model_class.config_class.from_pretrained(folder)
         except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
-            raise Faults([f"--model {folder}: config.json does not fit: {_line(err)}"]) from err
+            raise UsageError([f"--model {folder}: config.json does not fit: {_line(err)}"]) from err
         self.tokenizer_name = str(folder) if tokenizer is None else tokenizer
         if self.tokenizer_name == "builtin":
-            raise Faults(["--tokenizer builtin: is trained anew on each text; give the one the model was trained with"])
+            raise UsageError(
+                ["--tokenizer builtin: is trained anew on each text; give the one the model was trained with"]
+            )
         try:
             self.tokenizer = open_tokenizer(self.tokenizer_name)
         except DataError as err:
-            raise Faults(str(err).splitlines()) from err
+            raise UsageError(str(err).splitlines()) from err
         self.block_size = min(self.config.n_positions, self.tokenizer.model_max_length)
 
     @functools.cached_property
     def model(self) -> "VariantLMHeadModel":
-        """The model on `device`, in eval mode. Raises `Faults` where weights are missing or do not fit."""
+        """The model on `device`, in eval mode. Raises `UsageError` where weights are missing or do not fit."""
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # its table of missing and surplus weights; they are faults here
@@ -72,14 +74,14 @@ class SavedModel:
             loaded: Any = self._model_class.from_pretrained(self.folder, dtype=self.dtype, output_loading_info=True)
             model, info = loaded  # transformers says: a model
         except Exception as err:  # of files, of safetensors, of shapes that differ
-            raise Faults([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
+            raise UsageError([f"--model {self.folder}: the weights cannot be loaded: {_line(err)}"]) from err
         finally:
             logging.set_verbosity(verbosity)
         # transformers would go on, with random weights or with another model than was saved.
         if missing := sorted(info["missing_keys"]):
-            raise Faults([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
+            raise UsageError([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
         if unknown := sorted(info["unexpected_keys"]):
-            raise Faults(
+            raise UsageError(
                 [
                     f"--model {self.folder}: {len(unknown)} weights, such as {unknown[0]}, belong to no part of the "
                     "model that its config.json describes; correct that (rotating heads with norms: use_norm true)"
@@ -88,13 +90,13 @@ class SavedModel:
         return model.to(self.device).eval()
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """The prompt's ids, (1, P). Raises `Faults` if there are none, or no position is left to continue on."""
+        """The prompt's ids, (1, P). Raises `UsageError` if there are none, or no position is left to continue on."""
         ids = self.tokenizer(prompt, return_tensors="pt", verbose=False)["input_ids"].long()
         if not ids.numel():
-            raise Faults(["the prompt is empty: give at least one token"])
+            raise UsageError(["the prompt is empty: give at least one token"])
         self.check_ids(int(ids.max()))
         if ids.shape[1] >= self.config.n_positions:
-            raise Faults(
+            raise UsageError(
                 [
                     f"the prompt has {ids.shape[1]} tokens, the model {self.config.n_positions} positions: give a "
                     "shorter one"
@@ -103,9 +105,9 @@ class SavedModel:
         return ids
 
     def check_ids(self, largest: int) -> None:
-        """Raise `Faults` if the tokenizer gives an id that the model has no entry for."""
+        """Raise `UsageError` if the tokenizer gives an id that the model has no entry for."""
         if largest >= self.config.vocab_size:
-            raise Faults(
+            raise UsageError(
                 [
                     f"--tokenizer {self.tokenizer_name}: gives the id {largest}, the model has "
                     f"{self.config.vocab_size} entries; give the tokenizer the model was trained with"
@@ -175,14 +177,14 @@ DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 def _model_class(folder: Path) -> "type[VariantLMHeadModel]":
     if not (folder / "config.json").is_file():
-        raise Faults([f"--model {folder}: no exported model there (no config.json)"])
+        raise UsageError([f"--model {folder}: no exported model there (no config.json)"])
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError):
-        raise Faults([f"--model {folder}: config.json names no model_type"]) from None
+        raise UsageError([f"--model {folder}: config.json names no model_type"]) from None
     classes = {variant.config_class.model_type: variant.model_class for variant in VARIANTS.values()}
     if model_type not in classes:
-        raise Faults([f"--model {folder}: is of the type {model_type}; models of {', '.join(classes)} can be used"])
+        raise UsageError([f"--model {folder}: is of the type {model_type}; models of {', '.join(classes)} can be used"])
     return classes[model_type]
 
 
@@ -216,12 +218,12 @@ def evaluate_dataset(
 
     Raises:
         DataError: the source cannot be had.
-        Faults: it has fewer than 2 tokens, or the tokenizer does not belong to the model.
+        UsageError: it has fewer than 2 tokens, or the tokenizer does not belong to the model.
     """
     split = split or default_split(dataset)
     tokens = load_tokens(dataset, saved.tokenizer_name, block_size, split)
     if len(tokens) < 2:
-        raise Faults(
+        raise UsageError(
             [f"--dataset {dataset}: {len(tokens)} tokens; at least 2 are needed, one to predict the next from"]
         )
     saved.check_ids(int(tokens.max()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import drawing
 from .data import DataError, load_tokens
-from .faults import Faults
+from .faults import UsageError
 from .inference import SavedModel
 
 PASSAGE = 256  # tokens of the held-out text that a parallel model's pairs are looked at on, at most
@@ -39,7 +39,7 @@ def pictures_of(model_folder: Path) -> list[Picture]:
     """The pictures of the model in a folder: an export, or a checkpoint of a variant with its tokenizer.
 
     Raises:
-        Faults: there is no model, it cannot be loaded, or the text that it is looked at on cannot be had.
+        UsageError: there is no model, it cannot be loaded, or the text that it is looked at on cannot be had.
     """
     saved = SavedModel(model_folder)
     # Beside a training that has just ended the GPU may be full; the pictures need little.
@@ -55,7 +55,7 @@ def save_png(model_folder: Path, into: Path) -> list[tuple[str, str]]:
         (file name, caption) of each; none for a GPT-2.
 
     Raises:
-        Faults: as `pictures_of`; or matplotlib is missing.
+        UsageError: as `pictures_of`; or matplotlib is missing.
     """
     drawing.need_matplotlib()
     pictures = pictures_of(model_folder)
@@ -289,7 +289,7 @@ def _parallel(saved: SavedModel) -> list[Picture]:
     try:
         tokens = load_tokens("builtin", saved.tokenizer_name, saved.block_size, "validation")
     except DataError as err:
-        raise Faults(str(err).splitlines()) from err
+        raise UsageError(str(err).splitlines()) from err
     tokens = tokens[: min(PASSAGE, saved.config.n_positions)]
     saved.check_ids(int(tokens.max()))
     cosine, ratio = pair_similarity(saved.model, torch.as_tensor(tokens.astype("int64"))[None])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import hub_client, network
 from .data import Data, check_source, load, quiet, source_name
-from .faults import Faults
+from .faults import UsageError
 from .folders import new_folder_faults
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def prepare(request: Request) -> int:
 
     Raises:
         DataError: as `load`.
-        Faults: the folder was made by somebody else in the meantime.
+        UsageError: the folder was made by somebody else in the meantime.
     """
     data = load(request.dataset, request.tokenizer, request.block_size)
     train, validation = (f"{len(part):,}" for part in (data.train, data.validation))
@@ -140,7 +140,7 @@ def _save(data: Data, request: Request, folder: Path) -> None:
         try:
             os.rename(made, folder)
         except OSError as err:
-            raise Faults([f"--output_dir {folder}: cannot be made ({err.strerror}); give a new folder"]) from err
+            raise UsageError([f"--output_dir {folder}: cannot be made ({err.strerror}); give a new folder"]) from err
 
 
 def _push(data: Data, request: Request) -> str:

@@ -16,9 +16,9 @@ from statistics import fmean
 
 from . import comparison, drawing
 from .comparison import Difference, Group, Mean, SavedRun, Verdict
-from .config.options import Run
+from .config.options import Options
 from .evaluation import describe
-from .faults import Faults
+from .faults import UsageError
 
 DEMO_PROMPT = "The following statement"  # the built-in corpus is Python's language reference
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well
@@ -35,7 +35,7 @@ def summary(folder: Path) -> str:
     """The run's figures in a few lines.
 
     Raises:
-        Faults: `folder` holds no run, or one that cannot be read.
+        UsageError: `folder` holds no run, or one that cannot be read.
     """
     run = comparison.read_run(folder)
     parameters = "-" if run.num_parameters is None else f"{run.num_parameters:,}"
@@ -98,14 +98,14 @@ def plot(folder: Path) -> Path:
 
 
 def sample(model_folder: Path, prompt: str) -> str:
-    """A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `Faults`."""
+    """A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `UsageError`."""
     from .inference import SavedModel
 
     saved = SavedModel(model_folder)
     return saved.decode(saved.generate(saved.encode(prompt))[0])
 
 
-def show(run: Run) -> None:
+def show(run: Options) -> None:
     """Print what a finished `run` came to, with its plot and its report; the demo ends with a sample too."""
     folder = Path(run.output_dir)
     command = f"python -m gpt2_variants report {shlex.quote(str(folder))}"
@@ -114,7 +114,7 @@ def show(run: Run) -> None:
         print(f"plot        {plot(folder)}")
         try:
             print(f"report      {write([folder]).page}")
-        except Faults as err:  # the run is finished all the same
+        except UsageError as err:  # the run is finished all the same
             print(f"report      none: {'; '.join(err.lines)}; then {command}")
     else:
         print(f"plot        none: pip install matplotlib, then {command}")
@@ -523,7 +523,7 @@ class _Learned:
 
 
 def _learned(folder: Path, title: str, number: int) -> _Learned:
-    """What the model in `folder` learned, or that there is nothing to show. Raises `Faults`."""
+    """What the model in `folder` learned, or that there is nothing to show. Raises `UsageError`."""
     from .pictures import pictures_of
 
     pictures = pictures_of(folder)
@@ -550,13 +550,13 @@ def _all_learned(of_runs: Sequence[tuple[Path, str]], named: Sequence[tuple[Path
     for number, (folder, title) in enumerate((*of_runs, *named)):
         try:
             learned.append(_learned(folder, title, number))
-        except Faults as err:
+        except UsageError as err:
             lines = [line.removeprefix("--model ") for line in err.lines]
             if number >= len(of_runs):
                 faults += lines
             learned.append(_in_words(f"{title}: no pictures of what it learned: {'; '.join(lines)}"))
     if faults:
-        raise Faults(faults)
+        raise UsageError(faults)
     return learned
 
 
@@ -578,14 +578,14 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
             one model, a folder beside it.
 
     Raises:
-        Faults: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
+        UsageError: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
             be read; or the report cannot be written, or matplotlib is missing.
     """
     drawing.need_matplotlib()
     runs, models = _read(folders)
     out = output_dir or _default_place(folders, is_model=not runs)
     if out.exists() and not out.is_dir():
-        raise Faults([f"--output_dir {out}: is a file; a folder is needed"])
+        raise UsageError([f"--output_dir {out}: is a file; a folder is needed"])
     groups = comparison.make_groups(runs)
     verdicts = comparison.judge(groups)
     title = ", ".join(dict.fromkeys(group.first.variant for group in groups)) or "What a model learned"
@@ -610,7 +610,7 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
             aside.write_text(content, encoding="utf-8")
             os.replace(aside, out / name)
     except OSError as err:
-        raise Faults([f"--output_dir {out}: cannot be written ({err.strerror}); give another folder"]) from err
+        raise UsageError([f"--output_dir {out}: cannot be written ({err.strerror}); give another folder"]) from err
     return Report(out / "report.html", out / "report.md", text)
 
 
@@ -644,10 +644,10 @@ def _read(folders: Sequence[Path]) -> tuple[list[SavedRun], list[tuple[Path, str
             elif not (len(folders) > 1 and (folder / "report.html").is_file()):  # written here; runs/* names it too
                 cure = "give a run's folder, such as runs/gpt2, or a model's, such as runs/gpt2/model"
                 faults.append(f"{folder}: holds no run and no model (no run.json, no config.json); {cure}")
-        except Faults as err:
+        except UsageError as err:
             faults += err.lines
     if faults:
-        raise Faults(faults)
+        raise UsageError(faults)
     return runs, models
 
 

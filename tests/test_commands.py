@@ -16,7 +16,7 @@ from conftest import GOLDEN, ROOT, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS, __main__
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 from gpt2_variants.inference import SavedModel
 from gpt2_variants.report import plot, summary
 
@@ -242,7 +242,7 @@ def test_published_checkpoints_work_with_a_tokenizer(published, run, tmp_path):
     tokenizer = str(run[0] / "model")
     saved = SavedModel(published, tokenizer)
     if published.name.endswith("_norm"):  # its config does not say that it has norms, its weights do
-        with pytest.raises(Faults, match=r"8 weights, such as \S+rope\.layer_norm\.bias, .* use_norm true"):
+        with pytest.raises(UsageError, match=r"8 weights, such as \S+rope\.layer_norm\.bias, .* use_norm true"):
             assert saved.model
         folder = shutil.copytree(published, tmp_path / "told")
         config = json.loads((folder / "config.json").read_text())

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS
 from gpt2_variants.config.command_line import parse
-from gpt2_variants.config.options import Run
+from gpt2_variants.config.options import Options
 from gpt2_variants.config.resolve import load_data
 from gpt2_variants.hub import export
 from gpt2_variants.records import RunRecord
@@ -142,7 +142,7 @@ def test_the_harness_scores_every_variant_as_plain_pytorch_does_at_any_batch_siz
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm_eval is not installed: pip install -e '.[lm_eval]'")
     options = json.loads((run_folder / "run.json").read_text())["options"]
-    tokenizer = load_data(Run(**options)).tokenizer
+    tokenizer = load_data(Options(**options)).tokenizer
     for name, record in VARIANTS.items():
         size = len(tokenizer) + record.extra_vocabulary
         # a wide initialisation: predictions that are all alike would hide an error of one position

@@ -1,4 +1,4 @@
-"""The figures and their sinks."""
+"""The figures and their trackers."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from gpt2_variants import measuring
 from gpt2_variants.evaluation import evaluate
 from gpt2_variants.models.loss_head import TokenScores
-from gpt2_variants.trackers.jsonl import JsonlSink, read_metrics
+from gpt2_variants.trackers.jsonl import JsonlTracker, read_metrics
 
 
 def test_flops_per_token_by_hand():
@@ -43,14 +43,14 @@ def test_the_stopwatch_counts_what_is_between_start_and_stop():
 
 def test_jsonl_goes_on_after_a_kill_with_no_step_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    sink = JsonlSink(path, resume_step=0)
+    tracker = JsonlTracker(path, resume_step=0)
     for step in range(1, 6):
-        sink.log({"step": step, "loss": step / 2})
-    sink.close()
+        tracker.log({"step": step, "loss": step / 2})
+    tracker.close()
     path.write_text(path.read_text() + '{"step": 6, "lo')
-    sink = JsonlSink(path, resume_step=3)
-    sink.log({"step": 4, "loss": 9.0})
-    sink.close()
+    tracker = JsonlTracker(path, resume_step=3)
+    tracker.log({"step": 4, "loss": 9.0})
+    tracker.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
 
 

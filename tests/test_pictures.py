@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gpt2_variants import VARIANTS, __main__, drawing, pictures
 from gpt2_variants.data import load_tokens
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 from gpt2_variants.hub import export
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -290,7 +290,7 @@ def test_a_model_that_cannot_be_read_is_a_fault_and_in_a_run_a_line(damage, mess
     (tmp_path / "run").mkdir()
     model = shutil.copytree(exported("drift")[0], tmp_path / "run" / "model")
     damage(model)
-    with pytest.raises(Faults, match=message):
+    with pytest.raises(UsageError, match=message):
         pictures.save_png(model, tmp_path / "png")
     (tmp_path / "run" / "run.json").write_text(json.dumps({"variant": "drift", "status": "finished"}))
     assert __main__.main(["report", str(tmp_path / "run")]) == 0

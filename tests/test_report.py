@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2_variants import __main__, comparison, drawing, report
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
 FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
@@ -496,9 +496,9 @@ def test_folders_that_are_no_runs_are_told_all_at_once(tmp_path, capsys):
 def test_an_output_dir_that_is_a_file_is_a_fault(tmp_path):
     run = make_run(tmp_path / "a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(Faults, match="is a file; a folder is needed"):
+    with pytest.raises(UsageError, match="is a file; a folder is needed"):
         report.write([run], tmp_path / "file")
-    with pytest.raises(Faults, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         report.write([run], tmp_path / "file" / "below")
 
 
@@ -532,17 +532,17 @@ def test_where_the_report_goes(tmp_path, monkeypatch, capsys, text_of):
 
 
 def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp_path, capsys):
-    from gpt2_variants.config.options import Run
+    from gpt2_variants.config.options import Options
 
     folder = make_run(tmp_path / "a")
-    report.show(Run(variant="gpt2", output_dir=str(folder)))
+    report.show(Options(variant="gpt2", output_dir=str(folder)))
     out = capsys.readouterr().out
     assert report.summary(folder) in out
     assert f"report      {folder / 'report' / 'report.html'}\n" in out
     assert f"compare     python -m gpt2_variants report {folder} OTHER_RUN ...\n" in out
     other = make_run(tmp_path / "b")
     (other / "report").write_text("")
-    report.show(Run(variant="gpt2", output_dir=str(other)))
+    report.show(Options(variant="gpt2", output_dir=str(other)))
     assert "report      none: --output_dir" in capsys.readouterr().out
 
 

@@ -14,10 +14,10 @@ from gpt2_variants import VARIANTS
 from gpt2_variants.config import checks
 from gpt2_variants.config.command_line import make_parser, parse
 from gpt2_variants.config.deepspeed_json import resolve_ds_config
-from gpt2_variants.config.options import Run
+from gpt2_variants.config.options import Options
 from gpt2_variants.config.presets import PRESETS
 from gpt2_variants.config.resolve import resolve
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def ask(corpus, tmp_path):
 
 
 def faults(ask, *more: str) -> list[str]:
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UsageError) as caught:
         ask(*more)
     for line in caught.value.lines:
         assert "\n" not in line
@@ -42,7 +42,7 @@ def faults(ask, *more: str) -> list[str]:
 
 def test_the_seed_preset_is_the_recipe():
     """experimental_setup.md, field by field."""
-    asked = resolve(Run(variant="gpt2", preset="seed"))
+    asked = resolve(Options(variant="gpt2", preset="seed"))
     assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == (
         "wikitext-103",
         "gpt2-medium",
@@ -79,9 +79,9 @@ def test_the_seed_preset_is_the_recipe():
 
 @pytest.mark.parametrize(("variant", "block_size"), [("gpt2", 1024), ("duo_predict", 512)])
 def test_block_size_is_the_variants_and_the_model_has_the_positions_that_are_trained(variant, block_size):
-    asked = resolve(Run(variant=variant, preset="seed"))
+    asked = resolve(Options(variant=variant, preset="seed"))
     assert asked.block_size == asked.make_config(50257).n_positions == block_size
-    shorter = resolve(Run(variant=variant, preset="seed", block_size=64))
+    shorter = resolve(Options(variant=variant, preset="seed", block_size=64))
     assert shorter.make_config(50257).n_positions == 64
 
 
@@ -101,9 +101,9 @@ def test_the_batch_per_device_scales_the_global_one_or_is_accumulated(ask):
 
 
 def test_a_number_of_gpus_that_does_not_divide_the_batch_is_told_which_do(ask):
-    with pytest.raises(Faults, match=r"train_batch_size 64 does not divide over 3 GPUs.*: 1, 2, 4, 8, 16, 32, 64$"):
+    with pytest.raises(UsageError, match=r"train_batch_size 64 does not divide over 3 GPUs.*: 1, 2, 4, 8, 16, 32, 64$"):
         resolve_ds_config(ask("--train_batch_size", "64"), 3, total_steps=10)
-    with pytest.raises(Faults, match=r"--per_device_train_batch_size 5.*sizes that do: 1, 2, 4, 8, 16, 32"):
+    with pytest.raises(UsageError, match=r"--per_device_train_batch_size 5.*sizes that do: 1, 2, 4, 8, 16, 32"):
         resolve_ds_config(ask("--train_batch_size", "64", "--per_device_train_batch_size", "5"), 2, total_steps=10)
 
 
@@ -209,7 +209,7 @@ def test_a_malformed_deepspeed_json_is_one_line(text, message, ask, tmp_path):
 
 
 def test_an_unknown_variant_lists_those_there_are():
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UsageError) as caught:
         parse(["--variant", "quadro"])
     assert caught.value.lines == [f"--variant quadro: not known; one of {', '.join(VARIANTS)}"]
 
@@ -285,7 +285,7 @@ def test_help_names_every_option_once_on_two_screens(monkeypatch):
     lines = make_parser().format_help().splitlines()
     assert lines[0] == "usage: deepspeed train_ds.py --variant NAME [options]"
     named = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
-    assert sorted(named) == sorted(f"--{f.name}" for f in dataclasses.fields(Run))
+    assert sorted(named) == sorted(f"--{f.name}" for f in dataclasses.fields(Options))
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
@@ -336,7 +336,7 @@ def test_apex_is_refused_with_the_way_to_build_it(ask, monkeypatch):
     (line,) = faults(ask, "--apex", "layernorm")
     assert line == "--apex layernorm: not known; one of layer_norm, adam, all"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    (line,) = checks._installation_faults(Run(variant="gpt2", apex="all", report_to="none", compile=False))
+    (line,) = checks._installation_faults(Options(variant="gpt2", apex="all", report_to="none", compile=False))
     assert "git clone https://github.com/NVIDIA/apex" in line
 
 
@@ -352,6 +352,6 @@ def test_compiling_is_refused_at_zero_stage_3_and_not_the_default_there(ask, mon
     (line,) = faults(ask, "--compile", "--deepspeed_config", "zero3.json")
     assert line.startswith("--compile: not with ZeRO stage 3")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert Run(variant="gpt2").compiles
-    assert Run(variant="gpt2", deepspeed_config="zero2.json").compiles
-    assert not Run(variant="gpt2", deepspeed_config="zero3.json").compiles
+    assert Options(variant="gpt2").compiles
+    assert Options(variant="gpt2", deepspeed_config="zero2.json").compiles
+    assert not Options(variant="gpt2", deepspeed_config="zero3.json").compiles

@@ -18,9 +18,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 import train_ds
 from gpt2_variants import VARIANTS, dry_run, nodes
 from gpt2_variants.config.deepspeed_json import resolve_ds_config
-from gpt2_variants.config.options import Run
+from gpt2_variants.config.options import Options
 from gpt2_variants.config.resolve import resolve
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -46,7 +46,7 @@ def test_the_jsons_differ_in_their_zero_section_alone():
 @pytest.mark.parametrize("name", JSONS)
 def test_a_json_holds_the_recipe_on_any_number_of_gpus(name):
     """experimental_setup.md; `resolve_ds_config` has DeepSpeed's own classes check each."""
-    asked = resolve(Run(variant="gpt2", preset="seed", deepspeed_config=name))
+    asked = resolve(Options(variant="gpt2", preset="seed", deepspeed_config=name))
     for world in (1, 2, 8, 64):
         config = resolve_ds_config(asked, world, total_steps=8910)
         assert "auto" not in json.dumps(config)
@@ -74,7 +74,9 @@ def test_a_json_holds_the_recipe_on_any_number_of_gpus(name):
                 "total_num_steps": 8910,
             },
         }
-    with pytest.raises(Faults, match=r"64 does not divide over 3 GPUs; numbers of GPUs that do: 1, 2, 4, 8, 16, 32, 6"):
+    with pytest.raises(
+        UsageError, match=r"64 does not divide over 3 GPUs; numbers of GPUs that do: 1, 2, 4, 8, 16, 32, 6"
+    ):
         resolve_ds_config(asked, 3, total_steps=10)
 
 

@@ -16,7 +16,7 @@ from conftest import finish, launch
 
 from gpt2_variants import network
 from gpt2_variants.config.command_line import parse
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 from gpt2_variants.trackers import wandb
 from gpt2_variants.trackers.jsonl import read_metrics
 
@@ -126,9 +126,9 @@ def test_report_to_none_does_not_import_wandb(tiny_run, tmp_path):
 
 
 def log_once(folder: Path) -> None:
-    sink = wandb.WandbSink(folder, "name", "gpt2", {"seed": 42}, "gpt2-0123")
-    sink.log({"step": 10, "loss": 2.0})
-    sink.close()
+    tracker = wandb.WandbTracker(folder, "name", "gpt2", {"seed": 42}, "gpt2-0123")
+    tracker.log({"step": 10, "loss": 2.0})
+    tracker.close()
 
 
 class _Refusal(http.server.BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def test_an_explicit_mode_that_cannot_be_had_is_a_fault(tiny_run, tmp_path, monk
     options = ["--variant", "gpt2", *tiny_run, "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
 
     def the_fault() -> str:
-        with pytest.raises(Faults) as caught:
+        with pytest.raises(UsageError) as caught:
             parse(options)
         (line,) = caught.value.lines
         return line

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig
 
 from gpt2_variants import VARIANTS, warm_start
 from gpt2_variants.config.command_line import parse
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -118,7 +118,7 @@ def test_model_args_win_over_the_checkpoint_and_the_variants_fields_over_both(st
 
 
 def faults_of(*arguments):
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(UsageError) as caught:
         parse(["--preset", "demo", "--report_to", "none", *arguments])
     return caught.value.lines
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from gpt2_variants.config.options import Run
+from gpt2_variants.config.options import Options
 from gpt2_variants.config.resolve import load_data
 from gpt2_variants.data import BlockDataset
-from gpt2_variants.faults import Faults
+from gpt2_variants.faults import UsageError
 from gpt2_variants.records import RunRecord
 
 DOCUMENT_CHARACTERS = 4_000  # at least, but for the last: long enough that a document's cold start weighs little
@@ -110,7 +110,7 @@ def load_run(folder: Path):
     facts = RunRecord(folder, writes=False).facts
     if not facts:
         raise ValueError(f"{folder}: holds no run (no run.json)")
-    run = Run(**facts["options"])
+    run = Options(**facts["options"])
     data = load_data(run)
     if data.fingerprint != facts["data_fingerprint"]:
         raise ValueError(
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
         write(arguments.output_dir, "held_out_text", [{"text": document} for document in docs])
         write(arguments.output_dir, "held_out_cloze", [vars(question) for question in questions])
-    except Faults as err:
+    except UsageError as err:
         print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
         return 2
     except (OSError, ValueError) as err:

@@ -10,15 +10,15 @@ from typing import Any
 
 from .. import hub_client, nodes, warm_start
 from ..data import check_source
-from ..faults import Faults
+from ..faults import UsageError
 from ..folders import LOCK
 from ..ranks import main_rank, world_size
 from ..trackers.wandb import wandb_fault
 from .deepspeed_json import read_ds_config, resolve_ds_config
-from .options import Run
+from .options import Options
 
 
-def faults(run: Run) -> list[str]:
+def faults(run: Options) -> list[str]:
     """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
     number_faults = _number_faults(run)
     model_faults = _model_faults(run)
@@ -31,7 +31,7 @@ def faults(run: Run) -> list[str]:
             read_ds_config(run.ds_config_path())
         else:
             resolve_ds_config(run, world_size(), total_steps=1)
-    except Faults as err:
+    except UsageError as err:
         lines += err.lines
     else:
         if run.compile and run.zero_stage == 3:
@@ -44,7 +44,7 @@ def faults(run: Run) -> list[str]:
     return lines + _installation_faults(run) + _hub_faults(run)
 
 
-def _hub_faults(run: Run) -> list[str]:
+def _hub_faults(run: Options) -> list[str]:
     if not run.push_to_hub:
         given = [name for name in ("hub_model_id", "hub_private") if getattr(run, name)]
         return [f"--{name}: has no effect without --push_to_hub; add that, or leave it out" for name in given]
@@ -54,13 +54,13 @@ def _hub_faults(run: Run) -> list[str]:
     return faults
 
 
-def _compiler_faults(run: Run) -> list[str]:
+def _compiler_faults(run: Options) -> list[str]:
     if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         return ["--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"]
     return []
 
 
-def _installation_faults(run: Run) -> list[str]:
+def _installation_faults(run: Options) -> list[str]:
     lines = [fault] if (fault := nodes.fault()) else []
     if run.report_to == "wandb" and find_spec("wandb") is None:
         lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
@@ -97,7 +97,7 @@ def _apex_fault() -> str | None:
     return None
 
 
-def _number_faults(run: Run) -> list[str]:
+def _number_faults(run: Options) -> list[str]:
     lines = []
 
     def need(ok: Callable[[Any], bool], name: str, what: str) -> None:
@@ -116,7 +116,7 @@ def _number_faults(run: Run) -> list[str]:
     return lines
 
 
-def _model_faults(run: Run) -> list[str]:
+def _model_faults(run: Options) -> list[str]:
     from transformers.activations import ACT2FN
 
     if run.init_from is not None:
@@ -160,7 +160,7 @@ def _model_faults(run: Run) -> list[str]:
     return lines
 
 
-def _place_faults(run: Run) -> list[str]:
+def _place_faults(run: Options) -> list[str]:
     out = Path(run.output_dir)
     if run.dry_run:
         return []

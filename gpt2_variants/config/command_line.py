@@ -7,16 +7,16 @@ import json
 import shutil
 from typing import Any, NoReturn
 
-from ..faults import Faults
+from ..faults import UsageError
 from ..registry import VARIANTS
 from .checks import faults
-from .options import Run
+from .options import Options
 from .presets import PRESETS
 from .resolve import resolve
 
 
 class Parser(argparse.ArgumentParser):
-    """Help in the width of the terminal, at most 100 columns; what cannot be parsed raises `Faults`."""
+    """Help in the width of the terminal, at most 100 columns; what cannot be parsed raises `UsageError`."""
 
     def __init__(self, **kwargs: Any):
         width = min(100, shutil.get_terminal_size().columns)
@@ -24,8 +24,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=layout, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise `Faults`, with where the help is."""
-        raise Faults([f"{message} (see --help)"])
+        """Raise `UsageError`, with where the help is."""
+        raise UsageError([f"{message} (see --help)"])
 
 
 # what an option is where the preset does not say it
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     groups: dict[str, Any] = {}
-    for f in dataclasses.fields(Run):
+    for f in dataclasses.fields(Options):
         title = f.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -92,12 +92,12 @@ def _default_text(f: dataclasses.Field) -> str:
     return f" (default: {', '.join(f'{preset} {value}' for preset, value in said.items())})"
 
 
-def parse(argv: list[str] | None = None) -> Run:
-    """The run that the command line asks for, resolved and checked. Raises `Faults` with every fault at once."""
+def parse(argv: list[str] | None = None) -> Options:
+    """The run that the command line asks for, resolved and checked. Raises `UsageError` with every fault at once."""
     given = vars(make_parser().parse_args(argv))
     given.pop("local_rank")
     values, lines = {}, []
-    for f in dataclasses.fields(Run):
+    for f in dataclasses.fields(Options):
         if (text := given[f.name]) is None:
             continue
         try:
@@ -107,11 +107,11 @@ def parse(argv: list[str] | None = None) -> Run:
     if given["variant"] is None:
         lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
     if "variant" not in values or (given["preset"] is not None and "preset" not in values):
-        raise Faults(lines)
-    run = resolve(Run(**values))
+        raise UsageError(lines)
+    run = resolve(Options(**values))
     lines += faults(run)
     if lines:
-        raise Faults(lines)
+        raise UsageError(lines)
     return run
 
 

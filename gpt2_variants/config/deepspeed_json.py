@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..faults import Faults
+from ..faults import UsageError
 from ..ranks import use_accelerator
 
 if TYPE_CHECKING:
-    from .options import Run
+    from .options import Options
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -35,10 +35,10 @@ SCHEDULE_KEYS = ("warmup_type", "warmup_min_lr", "warmup_max_lr", "warmup_num_st
 
 
 def read_ds_config(path: Path) -> dict:
-    """The DeepSpeed JSON at `path`. Raises `Faults`."""
+    """The DeepSpeed JSON at `path`. Raises `UsageError`."""
 
-    def fault(what: str) -> Faults:
-        return Faults([f"--deepspeed_config {path}: {what}"])
+    def fault(what: str) -> UsageError:
+        return UsageError([f"--deepspeed_config {path}: {what}"])
 
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
@@ -54,8 +54,8 @@ def read_ds_config(path: Path) -> dict:
     return config
 
 
-def resolve_ds_config(run: "Run", world: int, total_steps: int) -> dict:
-    """The DeepSpeed config of a resolved run on `world` ranks, every "auto" filled in. Raises `Faults`.
+def resolve_ds_config(run: "Options", world: int, total_steps: int) -> dict:
+    """The DeepSpeed config of a resolved run on `world` ranks, every "auto" filled in. Raises `UsageError`.
 
     Batch: `train_batch_size` sequences an optimizer step in all, whatever `world` is; `--per_device_train_batch_size`
     alone scales it with `world` instead. Schedule: `total_steps` optimizer steps, of which ceil(warmup_ratio *
@@ -74,9 +74,9 @@ def resolve_ds_config(run: "Run", world: int, total_steps: int) -> dict:
     ]
     lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object" for key in wrong]
     if lines:
-        raise Faults(lines)
+        raise UsageError(lines)
     if batch_faults := _resolve_batch(run, config, world, path):
-        raise Faults(batch_faults)
+        raise UsageError(batch_faults)
     _resolve_optimizer(run, config, total_steps)
     if config.get("fp16", {}).get("enabled") or config.get("amp", {}).get("enabled"):
         lines.append(f"--deepspeed_config {path}: fp16 and amp are not supported; use bf16, or neither for float32")
@@ -85,7 +85,7 @@ def resolve_ds_config(run: "Run", world: int, total_steps: int) -> dict:
         for where in _find_auto(config)
     ]
     if lines or (lines := _engine_faults(config, path)):
-        raise Faults(lines)
+        raise UsageError(lines)
     return config
 
 
@@ -138,7 +138,7 @@ def _engine_faults(config: dict, path: Path) -> list[str]:
     return lines
 
 
-def _resolve_batch(run: "Run", config: dict, world: int, path: Path) -> list[str]:
+def _resolve_batch(run: "Options", config: dict, world: int, path: Path) -> list[str]:
     def number(key: str) -> Any:
         value = config.get(key, "auto")
         return None if value == "auto" else value
@@ -174,7 +174,7 @@ def _resolve_batch(run: "Run", config: dict, world: int, path: Path) -> list[str
     return []
 
 
-def _resolve_optimizer(run: "Run", config: dict, total_steps: int) -> None:
+def _resolve_optimizer(run: "Options", config: dict, total_steps: int) -> None:
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True}})
     params = optimizer.setdefault("params", {})
     for key, value in (("lr", run.learning_rate), ("weight_decay", run.weight_decay)):

@@ -16,12 +16,12 @@ APEX = ("layer_norm", "adam", "all")
 
 
 def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field of `Run` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
+    """A field of `Options` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
     return field(default=default, metadata={"group": group, "help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
-class Run:
+class Options:
     """The options of a run, named as in Hugging Face's `TrainingArguments` where those have one.
 
     As parsed, None means "not asked for"; `resolve` fills in what the preset says.
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def zero_stage(self) -> int:
-        """Of the DeepSpeed JSON. Raises `Faults` where it cannot be read."""
+        """Of the DeepSpeed JSON. Raises `UsageError` where it cannot be read."""
         section = read_ds_config(self.ds_config_path()).get("zero_optimization")
         return section.get("stage", 0) if isinstance(section, dict) else 0
 

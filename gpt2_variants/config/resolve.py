@@ -5,14 +5,14 @@ import sys
 from dataclasses import replace
 
 from ..data import Data, DataError, load
-from ..faults import Faults
+from ..faults import UsageError
 from ..ranks import main_rank, world_size
 from .deepspeed_json import read_ds_config, resolve_ds_config
-from .options import Run
+from .options import Options
 from .presets import PRESETS
 
 
-def resolve(run: Run) -> Run:
+def resolve(run: Options) -> Options:
     """`run` with what its preset says filled in. An explicit option wins; so does a value of an explicit JSON."""
     preset = run.preset
     if preset == "auto":
@@ -26,7 +26,7 @@ def resolve(run: Run) -> Run:
     if run.deepspeed_config is not None:
         try:
             stated = read_ds_config(run.ds_config_path())
-        except Faults:
+        except UsageError:
             stated = {}  # told by `faults`
         base = {k: v for k, v in base.items() if k not in _stated_options(stated)}
     filled = {k: v for k, v in base.items() if k != "model_args" and getattr(run, k) is None}
@@ -55,16 +55,16 @@ def _stated_options(ds: dict) -> set[str]:
     return {k for k, v in stated.items() if v != "auto"}
 
 
-def plan(run: Run, num_blocks: int) -> tuple[int, dict]:
-    """The optimizer steps of a run over `num_blocks` training blocks, and its DeepSpeed config. Raises `Faults`."""
+def plan(run: Options, num_blocks: int) -> tuple[int, dict]:
+    """The optimizer steps of a run over `num_blocks` training blocks, and its DeepSpeed config. Raises `UsageError`."""
     batch_size = resolve_ds_config(run, world_size(), total_steps=1)["train_batch_size"]
     total_steps = run.max_steps or math.ceil(run.num_train_epochs * math.ceil(num_blocks / batch_size))
     return total_steps, resolve_ds_config(run, world_size(), total_steps)
 
 
-def load_data(run: Run) -> Data:
-    """The data of a resolved run. Raises `Faults`."""
+def load_data(run: Options) -> Data:
+    """The data of a resolved run. Raises `UsageError`."""
     try:
         return load(run.dataset, run.tokenizer, run.block_size)
     except DataError as err:
-        raise Faults([str(err)]) from err
+        raise UsageError([str(err)]) from err

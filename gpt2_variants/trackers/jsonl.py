@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-class JsonlSink:
+class JsonlTracker:
     """`metrics.jsonl`: one JSON object a line, flushed line by line; a resumed run goes on with no step twice."""
 
     def __init__(self, path: Path, resume_step: int):

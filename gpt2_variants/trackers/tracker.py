@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """Where metrics go."""
 
     def log(self, record: dict[str, Any]) -> None:

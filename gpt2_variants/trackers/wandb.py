@@ -60,7 +60,7 @@ def wandb_has_key() -> bool:
     return known.authenticators(urllib.parse.urlsplit(wandb_server()).hostname or "") is not None
 
 
-class WandbSink:
+class WandbTracker:
     """Weights & Biases. What cannot go online is kept offline, and it is said why and how to upload it. Never a prompt.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config
 
 from .. import nodes
-from ..config.options import Run
+from ..config.options import Options
 from ..models.modeling_base import recompute_blocks
 from ..ranks import use_accelerator
 from ..warm_start import WarmStart
@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
 
 
 def make_engine(
-    run: Run, config: GPT2Config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False
+    run: Options, config: GPT2Config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False
 ) -> tuple[Any, "Float32Masters"]:
     """DeepSpeed's engine around a new model, and that model's `Float32Masters`.
 

@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from transformers import GPT2Config
 
-from ..config.options import Run
+from ..config.options import Options
 from ..data import Data, GlobalBatchSampler, data_loader, eval_batches
 from ..evaluation import evaluate
 from ..folders import FolderLock
 from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
 from ..records import RunRecord
-from ..trackers.jsonl import JsonlSink
-from ..trackers.tracker import Sink
-from ..trackers.wandb import WandbSink
+from ..trackers.jsonl import JsonlTracker
+from ..trackers.tracker import Tracker
+from ..trackers.wandb import WandbTracker
 from ..warm_start import WarmStart
 from . import checkpoint
 from .engine import make_engine
@@ -61,11 +61,11 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Loop:
-    """One session of training: engine, data position, clock and sinks."""
+    """One session of training: engine, data position, clock and trackers."""
 
     def __init__(
         self,
-        run: Run,
+        run: Options,
         data: Data,
         config: GPT2Config,
         ds_config: dict,
@@ -94,7 +94,7 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
         self.step = 0
         self.clock = Stopwatch()
-        self.sinks: list[Sink] = []
+        self.trackers: list[Tracker] = []
         self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
         self.last_figures: dict[str, float] = {}
 
@@ -103,7 +103,7 @@ class Loop:
         if self.resume_from is not None:
             self._resume(self.resume_from)
         if self.rank == 0:
-            self.sinks = self._open_sinks()
+            self.trackers = self._open_trackers()
         trained = Trained(exit_code=0, config=self.config, tokenizer=self.data.tokenizer)
         try:
             signal_number = self._train()
@@ -114,8 +114,8 @@ class Loop:
             trained.exit_code = NOT_FINITE
             return trained
         finally:
-            for sink in self.sinks:
-                sink.close()
+            for tracker in self.trackers:
+                tracker.close()
         if signal_number:
             name = signal.Signals(signal_number).name
             reason = f"{name} at step {self.step} of {self.total_steps}; a checkpoint was saved"
@@ -129,15 +129,15 @@ class Loop:
             self.record.update(final_eval=self.last_figures, train_seconds=round(self.clock.elapsed, 3))
         return trained
 
-    def _open_sinks(self) -> list[Sink]:
+    def _open_trackers(self) -> list[Tracker]:
         folder = Path(self.options.output_dir)
-        sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", self.step)]
+        trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", self.step)]
         if self.options.report_to == "wandb":
             new_id = f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
             run_id = self.record.facts.get("wandb_run_id", new_id)
             self.record.update(wandb_run_id=run_id)
-            sinks.append(WandbSink(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
-        return sinks
+            trackers.append(WandbTracker(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
+        return trackers
 
     def _train(self) -> int:
         """Train to the last step; the number of the signal that ended it early, or 0."""
@@ -277,8 +277,8 @@ class Loop:
 
     def _log(self, record: dict[str, Any]) -> None:
         record = {"step": self.step, "elapsed_seconds": round(self.clock.elapsed, 3), **record}
-        for sink in self.sinks:
-            sink.log(record)
+        for tracker in self.trackers:
+            tracker.log(record)
 
     def _evaluate(self, progress: "Progress") -> None:
         self.engine.eval()

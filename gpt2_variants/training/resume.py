@@ -6,14 +6,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..config.options import Run
+from ..config.options import Options
 from ..data import Data
-from ..faults import Faults
+from ..faults import UsageError
 from ..ranks import main_rank, world_size
 from . import checkpoint
 
 
-def identity(run: Run, data: Data, ds_config: dict) -> dict[str, Any]:
+def identity(run: Options, data: Data, ds_config: dict) -> dict[str, Any]:
     """What must be the same to go on from a checkpoint: it decides the weights and the order of the data."""
     return {
         "variant": run.variant,
@@ -32,19 +32,19 @@ def sharding(ds_config: dict) -> dict[str, int]:
     return {"world_size": world_size(), "zero_stage": ds_config.get("zero_optimization", {}).get("stage", 0)}
 
 
-def agree_on_checkpoint(run: Run, identity: dict[str, Any], cut: dict[str, int]) -> Path | None:
-    """The checkpoint to go on from, chosen and verified by rank 0. Raises `Faults` on all ranks."""
+def agree_on_checkpoint(run: Options, identity: dict[str, Any], cut: dict[str, int]) -> Path | None:
+    """The checkpoint to go on from, chosen and verified by rank 0. Raises `UsageError` on all ranks."""
     chosen: list[Any] = [None, None]
     if main_rank() and run.resumes:
         chosen = list(_choose_checkpoint(run, identity, cut))
     dist.broadcast_object_list(chosen)
     path, fault = chosen
     if fault:
-        raise Faults([fault])
+        raise UsageError([fault])
     return path
 
 
-def _choose_checkpoint(run: Run, identity: dict[str, Any], cut: dict[str, int]) -> tuple[Path | None, str | None]:
+def _choose_checkpoint(run: Options, identity: dict[str, Any], cut: dict[str, int]) -> tuple[Path | None, str | None]:
     if run.resume_from_checkpoint == "auto":
         path, passed_over = checkpoint.newest_valid(Path(run.output_dir) / "checkpoints")
         print(

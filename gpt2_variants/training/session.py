@@ -13,10 +13,10 @@ import torch.distributed as dist
 from transformers import GPT2Config
 
 from .. import hub_client, nodes, warm_start
-from ..config.options import Run
+from ..config.options import Options
 from ..config.resolve import load_data, plan
 from ..data import Data, unigram_perplexity
-from ..faults import Faults
+from ..faults import UsageError
 from ..folders import FolderLock
 from ..measuring import flops_per_token
 from ..ranks import main_rank, world_size
@@ -28,11 +28,11 @@ from .resume import agree_on_checkpoint, identity, sharding
 from .stopping import Stopper
 
 
-def train(run: Run) -> Trained:
+def train(run: Options) -> Trained:
     """Train a resolved `run` to its end, or until a signal or a loss that is not finite stops it.
 
     Raises:
-        Faults: data, tokenizer or checkpoint do not fit what was asked; nothing was written.
+        UsageError: data, tokenizer or checkpoint do not fit what was asked; nothing was written.
     """
     data = load_data(run)
     config = _model_config(run, data)
@@ -41,7 +41,7 @@ def train(run: Run) -> Trained:
     init_distributed()
     keep_freed_memory()
     if blind := nodes.nodes_without(Path(run.output_dir)):
-        raise Faults(
+        raise UsageError(
             [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
         )
     resume_from = agree_on_checkpoint(run, identity(run, data, ds_config), sharding(ds_config))
@@ -71,13 +71,13 @@ def _say_stuck(record: RunRecord, number: int) -> None:
     )
 
 
-def _model_config(run: Run, data: Data) -> GPT2Config:
+def _model_config(run: Options, data: Data) -> GPT2Config:
     config = run.make_config(data.vocab_size)
     mask_token_id = getattr(config, "mask_token_id", None)
     has_mask = mask_token_id is not None and data.tokenizer.mask_token_id == mask_token_id
     needed = data.vocab_size + (0 if has_mask else run.spec.extra_vocabulary)
     if config.vocab_size < needed:
-        raise Faults(
+        raise UsageError(
             [
                 f"--tokenizer {run.tokenizer}: needs a vocabulary of {needed} entries, the model has "
                 f"vocab_size={config.vocab_size}; leave vocab_size out of --model_args, or give the model's tokenizer"
@@ -87,21 +87,21 @@ def _model_config(run: Run, data: Data) -> GPT2Config:
     return config
 
 
-def _warm_start(run: Run, config: GPT2Config) -> WarmStart | None:
-    """What the model takes over from `--init_from`, said on rank 0. Raises `Faults`."""
+def _warm_start(run: Options, config: GPT2Config) -> WarmStart | None:
+    """What the model takes over from `--init_from`, said on rank 0. Raises `UsageError`."""
     if run.init_from is None:
         return None
     try:
         warm = warm_start.read(run.init_from, run.spec, config)
     except warm_start.WarmStartError as err:
-        raise Faults([str(err)]) from err
+        raise UsageError([str(err)]) from err
     if main_rank():
         print(warm, file=sys.stderr)
     return warm
 
 
-def _claim_repository(run: Run) -> None:
-    """Make the Hub repository that the run will be pushed to (rank 0): the proof that it can be. Raises `Faults`."""
+def _claim_repository(run: Options) -> None:
+    """Make the Hub repository that the run will be pushed to (rank 0): the proof that it can be. Raises `UsageError`."""
     fault: list[str | None] = [None]
     if main_rank():
         try:
@@ -110,20 +110,20 @@ def _claim_repository(run: Run) -> None:
             fault = [f"--hub_model_id {run.hub_name}: cannot be made on the Hub: {err}"]
     dist.broadcast_object_list(fault)
     if fault[0]:
-        raise Faults([fault[0]])
+        raise UsageError([fault[0]])
 
 
-def _lock(run: Run) -> FolderLock:
-    """The run's folder, locked by rank 0 against other runs; made if need be. Raises `Faults` on all ranks."""
+def _lock(run: Options) -> FolderLock:
+    """The run's folder, locked by rank 0 against other runs; made if need be. Raises `UsageError` on all ranks."""
     lock = FolderLock(Path(run.output_dir))
     fault = [lock.acquire() if main_rank() else None]
     dist.broadcast_object_list(fault)
     if fault[0]:
-        raise Faults([fault[0]])
+        raise UsageError([fault[0]])
     return lock
 
 
-def _open_record(run: Run, data: Data, config: GPT2Config, ds_config: dict, resume_from: Path | None) -> RunRecord:
+def _open_record(run: Options, data: Data, config: GPT2Config, ds_config: dict, resume_from: Path | None) -> RunRecord:
     """Create the run's folder (rank 0), with `run.json` and `ds_config.json`."""
     with torch.device("meta"):
         model = run.spec.model_class(config)
