@@ -101,7 +101,7 @@ def _warm_start(run: Options, config: GPT2Config) -> WarmStart | None:
 
 
 def _claim_repository(run: Options) -> None:
-    """Make the Hub repository that the run will be pushed to (rank 0): the proof that it can be. Raises `UsageError`."""
+    """Make the Hub repository that the run will be pushed to: the proof that it can be. Raises `UsageError`."""
     fault: list[str | None] = [None]
     if main_rank():
         try:
