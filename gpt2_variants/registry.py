@@ -1,6 +1,7 @@
 """VARIANTS: every model that can be trained, by the name the command line knows it by."""
 
 import dataclasses
+import functools
 import importlib
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -36,6 +37,7 @@ class Variant:
         overrides: the config fields that make this variant of its family.
         block_size: tokens per training sequence in the published recipe.
         extra_vocabulary: entries the model needs beside the tokenizer's.
+        medium_parameters: what `num_parameters()` counts, where it is stated; `list` then needs no model.
     """
 
     name: str
@@ -46,11 +48,12 @@ class Variant:
     overrides: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))
     block_size: int = 1024
     extra_vocabulary: int = 0
+    medium_parameters: int | None = None
 
     @property
     def model_class(self) -> "type[VariantLMHeadModel]":
-        """The ...LMHeadModel class. Imports torch and transformers."""
-        return getattr(importlib.import_module(f"{__package__}.models.{self.module}"), self.model)
+        """The ...LMHeadModel class, known to transformers' Auto classes. Imports torch and transformers."""
+        return _registered_class(self.module, self.model)
 
     @property
     def config_class(self) -> "type[GPT2Config]":
@@ -101,28 +104,46 @@ class Variant:
 
         Empty where transformers itself knows the `model_type`.
         """
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        return _auto_classes(self.model_class)
 
-        from .models.task_heads import HEADS, class_name
 
-        if self.config_class.model_type in CONFIG_MAPPING_NAMES:
-            return {}
-        transformer = self.model_class.transformer_class
-        module = importlib.import_module(self.model_class.__module__)
-        heads = {auto: getattr(module, class_name(transformer, stock), None) for auto, stock in HEADS.items()}
-        return {
-            "AutoModel": transformer,
-            "AutoModelForCausalLM": self.model_class,
-            **{auto: head for auto, head in heads.items() if head is not None},
-        }
+@functools.cache
+def _registered_class(module: str, name: str) -> "type[VariantLMHeadModel]":
+    """The class `name` of `models/<module>.py`, registered with the Auto classes when it is first asked for."""
+    import transformers
 
-    def register(self) -> None:
-        """Make the Auto classes know the variant's `model_type`, unless transformers itself does."""
-        import transformers
+    model_class = getattr(importlib.import_module(f"{__package__}.models.{module}"), name)
+    config_class = model_class.config_class
+    for auto, loaded in _auto_classes(model_class).items():
+        transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        getattr(transformers, auto).register(config_class, loaded, exist_ok=True)
+    return model_class
 
-        for auto, model_class in self.auto_classes().items():
-            transformers.AutoConfig.register(self.config_class.model_type, self.config_class, exist_ok=True)
-            getattr(transformers, auto).register(self.config_class, model_class, exist_ok=True)
+
+def _auto_classes(model_class: "type[VariantLMHeadModel]") -> dict[str, "type[GPT2PreTrainedModel]"]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    from .models.task_heads import HEADS, class_name
+
+    if model_class.config_class.model_type in CONFIG_MAPPING_NAMES:
+        return {}
+    transformer = model_class.transformer_class
+    module = importlib.import_module(model_class.__module__)
+    heads = {auto: getattr(module, class_name(transformer, stock), None) for auto, stock in HEADS.items()}
+    return {
+        "AutoModel": transformer,
+        "AutoModelForCausalLM": model_class,
+        **{auto: head for auto, head in heads.items() if head is not None},
+    }
+
+
+def register() -> None:
+    """Make transformers' Auto classes know every variant's `model_type`, unless transformers itself does.
+
+    Imports torch and transformers. A call after the first one costs nothing.
+    """
+    for variant in VARIANTS.values():
+        _ = variant.model_class
 
 
 VARIANTS: dict[str, Variant] = {
@@ -134,6 +155,7 @@ VARIANTS: dict[str, Variant] = {
             summary="the baseline: GPT-2 as it is",
             module="modeling_gpt2_baseline",
             model="GPT2BaselineLMHeadModel",
+            medium_parameters=354_823_168,
         ),
         Variant(
             name="duo_predict",
@@ -144,6 +166,7 @@ VARIANTS: dict[str, Variant] = {
             overrides=MappingProxyType({"leak_free": True}),
             block_size=512,
             extra_vocabulary=1,
+            medium_parameters=354_299_904,
         ),
         *(
             Variant(
@@ -153,11 +176,18 @@ VARIANTS: dict[str, Variant] = {
                 module="modeling_drift_diffusion",
                 model="DDGPT2LMHeadModel",
                 overrides=MappingProxyType({"apply_drift": drift, "apply_diffusion": diffusion}),
+                medium_parameters=parameters,
             )
-            for name, drift, diffusion, summary in (
-                ("drift", True, False, "heads' outputs pushed away from a learned baseline: a + sigmoid(d) (a - b)"),
-                ("diffusion", False, True, "learned noise on the heads' outputs in training: a + g eps"),
-                ("drift_diffusion", True, True, "drift, then diffusion"),
+            for name, parameters, drift, diffusion, summary in (
+                (
+                    "drift",
+                    354_872_320,
+                    True,
+                    False,
+                    "heads' outputs pushed away from a learned baseline: a + sigmoid(d) (a - b)",
+                ),
+                ("diffusion", 354_847_744, False, True, "learned noise on the heads' outputs in training: a + g eps"),
+                ("drift_diffusion", 354_896_896, True, True, "drift, then diffusion"),
             )
         ),
         *(
@@ -168,11 +198,12 @@ VARIANTS: dict[str, Variant] = {
                 module="modeling_parallel",
                 model="ParallelGPT2LMHeadModel",
                 overrides=MappingProxyType({"bottleneck_method": method}),
+                medium_parameters=parameters,
             )
-            for name, method, merged in (
-                ("parallel", "mean", "(L + R) / 2"),
-                ("parallel_add", "add", "L + R"),
-                ("parallel_concat", "concat", "W [L; R] + c, shared by all pairs"),
+            for name, parameters, method, merged in (
+                ("parallel", 354_823_168, "mean", "(L + R) / 2"),
+                ("parallel_add", 354_823_168, "add", "L + R"),
+                ("parallel_concat", 356_921_344, "concat", "W [L; R] + c, shared by all pairs"),
             )
         ),
         *(
@@ -183,12 +214,13 @@ VARIANTS: dict[str, Variant] = {
                 module="modeling_rotating_head",
                 model="RotatingHeadGPT2LMHeadModel",
                 overrides=MappingProxyType({"rotatinghead": method, "use_norm": use_norm}),
+                medium_parameters=parameters,
             )
-            for name, method, use_norm, frequencies in (
-                ("rotating_head", "lr", False, "learned"),
-                ("rotating_head_norm", "lr", True, "learned, through a LayerNorm"),
-                ("rotating_head_gp", "gp", False, "fixed, in geometric progression"),
-                ("rotating_head_gp_norm", "gp", True, "in geometric progression, through a LayerNorm"),
+            for name, parameters, method, use_norm, frequencies in (
+                ("rotating_head", 354_835_456, "lr", False, "learned"),
+                ("rotating_head_norm", 354_836_992, "lr", True, "learned, through a LayerNorm"),
+                ("rotating_head_gp", 354_823_168, "gp", False, "fixed, in geometric progression"),
+                ("rotating_head_gp_norm", 354_824_704, "gp", True, "in geometric progression, through a LayerNorm"),
             )
         ),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import network
-from .registry import Variant
+from .registry import Variant, register
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ def config_fields(source: str, variant: Variant) -> dict[str, Any]:
 def _config(source: str) -> "GPT2Config":
     from transformers import AutoConfig, GPT2Config
 
+    register()  # the checkpoint may be of any variant
     try:
         with network.offline(_stays_offline(source)):
             config = AutoConfig.from_pretrained(Path(source).expanduser() if Path(source).exists() else source)

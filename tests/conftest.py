@@ -20,7 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_ds
-from gpt2_variants import VARIANTS
+from gpt2_variants import VARIANTS, register
+
+register()  # tests load exports by the Auto classes; test_registration.py has processes of its own
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
