@@ -1,4 +1,4 @@
-"""The small commands: `python -m gpt2_variants list | generate | evaluate | prepare | export | push | report`."""
+"""The commands, as `gpt2-variants COMMAND` or `python -m gpt2_variants COMMAND`: train, list, generate and others."""
 
 import argparse
 import json
@@ -12,27 +12,32 @@ from typing import Any
 from .config.command_line import Parser
 from .data import DataError
 from .faults import UsageError
+from .train_command import main as train
+
+_PROGRAM = "python -m gpt2_variants"
 
 EPILOG = """\
 examples:
+  python -m gpt2_variants train --variant duo_predict
+  deepspeed --module gpt2_variants train --variant duo_predict
   python -m gpt2_variants generate --model runs/duo_predict/model --prompt "The following statement"
   python -m gpt2_variants evaluate --model runs/duo_predict/model --dataset my.txt
 
 `python -m gpt2_variants COMMAND --help` lists a command's options.
-exit codes: 0 done; 2 faults in what was asked, one line each; 130 stopped by Ctrl-C;
-1 a push that failed, or anything else."""
+`gpt2-variants` is the same command. exit codes: 0 done; 2 faults in what was asked, one line each;
+130 stopped by Ctrl-C; 1 a push that failed, or anything else. `train` has two more: see its help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser. Numbers stay strings: the commands convert them, so that all faults are told at once."""
-    program = "python -m gpt2_variants"
-    parser = Parser(prog=program, usage=f"{program} COMMAND [options]", epilog=EPILOG)
+    parser = Parser(prog=_PROGRAM, usage=f"{_PROGRAM} COMMAND [options]", epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     def add(name: str, usage: str, help: str) -> argparse.ArgumentParser:
-        usage = f"{program} {name} {usage}".rstrip()
+        usage = f"{_PROGRAM} {name} {usage}".rstrip()
         return commands.add_parser(name, usage=usage, help=help, description=f"{help[0].upper()}{help[1:]}.")
 
+    add("train", "--variant NAME [options]", help="train a variant, as train_ds.py does")  # `main` hands it on
     add("list", "", help="the variants that can be trained")
 
     generate = add(
@@ -144,7 +149,15 @@ def _add_number(parser: argparse.ArgumentParser, name: str, default: str, help: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C.
+
+    `train` has the exit codes of `train_command.main`.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    # `deepspeed --module gpt2_variants train` puts its --local_rank=N before the command; the environment has it too.
+    told = next((i for i, word in enumerate(words) if not word.startswith("--local_rank=")), len(words))
+    if words[told : told + 1] == ["train"]:
+        return train(words[told + 1 :], f"{_PROGRAM} train")
     try:
         arguments = make_parser().parse_args(argv)
         code = COMMANDS[arguments.command](arguments)
@@ -181,7 +194,8 @@ def _list(_: argparse.Namespace) -> None:
 
     rows = [("name", "family", "parameters*", "block size", "idea")]
     for v in VARIANTS.values():
-        rows.append((v.name, v.family, f"{v.num_parameters():,}", str(v.block_size), v.summary))
+        parameters = f"{v.medium_parameters or v.num_parameters():,}"
+        rows.append((v.name, v.family, parameters, str(v.block_size), v.summary))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, family, parameters, block_size, idea in rows:
         print(

@@ -150,6 +150,7 @@ def test_parameter_count_equals_the_published_one_and_the_formula(variant):
     assert model.num_parameters() == gpt2 + OWN_PARAMETERS.get(variant, 0), "tell its own parameters in OWN_PARAMETERS"
     if variant in PARAMETERS:
         assert model.num_parameters() == PARAMETERS[variant]
+    assert VARIANTS[variant].medium_parameters in (None, VARIANTS[variant].num_parameters())
 
 
 def test_sdpa_and_eager_agree(variant):

@@ -13,7 +13,9 @@ PACKAGE = ROOT / "gpt2_variants"
 # Room -> the rooms that its files may import from; files of one room may import one another.
 MAY_IMPORT = {
     "__init__": {"registry"},
-    "__main__": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"},
+    "__main__": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
+    | {"train_command"},
+    "train_command": {"config", "faults", "ranks", "dry_run", "training", "hub", "report"},
     "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
     "hub_client": {"network"},

@@ -45,10 +45,10 @@ exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss wa
 130, 143 stopped by a signal, a checkpoint saved; 1 anything else. README.md, "Train", says more."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(program: str = "deepspeed train_ds.py") -> argparse.ArgumentParser:
     """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
     parser = Parser(
-        usage="deepspeed train_ds.py --variant NAME [options]",
+        usage=f"{program} --variant NAME [options]",
         description="Train one GPT-2 variant with DeepSpeed.",
         epilog=EPILOG,
         add_help=False,
@@ -92,9 +92,9 @@ def _default_text(f: dataclasses.Field) -> str:
     return f" (default: {', '.join(f'{preset} {value}' for preset, value in said.items())})"
 
 
-def parse(argv: list[str] | None = None) -> Options:
+def parse(argv: list[str] | None = None, program: str = "deepspeed train_ds.py") -> Options:
     """The run that the command line asks for, resolved and checked. Raises `UsageError` with every fault at once."""
-    given = vars(make_parser().parse_args(argv))
+    given = vars(make_parser(program).parse_args(argv))
     given.pop("local_rank")
     values, lines = {}, []
     for f in dataclasses.fields(Options):

@@ -11,7 +11,9 @@ from ..ranks import use_accelerator
 if TYPE_CHECKING:
     from .options import Options
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel has them within the package, a checkout beside it.
+DS_CONFIGS = (_PACKAGE if (_PACKAGE / "ds_configs").is_dir() else _PACKAGE.parent) / "ds_configs"
 
 # The sections of a DeepSpeed JSON that have an effect here. DeepSpeed 0.19 ignores unknown ones without a word, and
 # reads others that act only through calls which training does not make, or that would cut the batch in other ways.

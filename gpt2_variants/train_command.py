@@ -1,0 +1,40 @@
+"""Training as a command: `train_ds.py`, and `train` of `python -m gpt2_variants` and of `gpt2-variants`."""
+
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None, program: str = "deepspeed train_ds.py") -> int:
+    """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted.
+
+    Args:
+        argv: the options; None: this process's.
+        program: what the user typed before them, for the help.
+    """
+    from .config.command_line import parse
+    from .faults import UsageError
+    from .ranks import main_rank
+
+    try:
+        run = parse(argv, program)
+        if run.dry_run:
+            from .dry_run import describe
+
+            print(describe(run))
+            return 0
+        from .training.session import train
+
+        trained = train(run)
+    except UsageError as err:
+        if main_rank():
+            print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
+        return 2
+    if trained.state_dict is not None:
+        from .hub import finish, publish
+        from .report import show
+
+        finish(run, trained)
+        show(run)
+        if run.push_to_hub:
+            return publish(Path(run.output_dir))
+    return trained.exit_code
