@@ -15,8 +15,10 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["gpt2_variants", "gpt2_variants.*"]),
-    package_data={"gpt2_variants": ["py.typed"]},
+    packages=[*find_packages(include=["gpt2_variants", "gpt2_variants.*"]), "gpt2_variants.ds_configs"],
+    package_dir={"gpt2_variants.ds_configs": "ds_configs"},  # visible in a checkout, within the package in a wheel
+    package_data={"gpt2_variants": ["py.typed"], "gpt2_variants.ds_configs": ["*.json"]},
+    entry_points={"console_scripts": ["gpt2-variants = gpt2_variants.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

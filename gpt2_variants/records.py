@@ -54,14 +54,13 @@ def device_name() -> str:
 
 def git_commit() -> str | None:
     """The commit of the package's own files, with "-dirty" where they differ from it; None outside a repository."""
-    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return commit.stdout.strip()
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed package may lie in another's repository
+        return git("describe", "--always", "--dirty", "--abbrev=40")
     return None
