@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PAD = -1
 """Index of a row that fills up a short batch: input ids of block 0, every label -100 (ignored by the loss)."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the prepared data; raise it whenever the same source would give other blocks."""
 
 END_OF_TEXT = "<|endoftext|>"
@@ -67,6 +67,8 @@ LEGAL_DATASETS = (
 )
 LOCAL_DATASETS = "use --dataset builtin, or a local .txt, .jsonl or .parquet file or folder"
 LOCAL_TOKENIZERS = "use --tokenizer builtin, or a local folder with tokenizer.json (or vocab.json and merges.txt)"
+
+LARGEST_ID = 2**31 - 2  # so that the number of entries is an int32 too
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 SAMPLE_BYTES = 64 * 1024
@@ -504,7 +506,7 @@ class Data:
         train: blocks to train on.
         validation: blocks never trained on.
         tokenizer: what turned text into ids.
-        vocab_size: number of token ids, `len(tokenizer)`; every id is below it.
+        vocab_size: `vocabulary_size(tokenizer)`; every id is below it.
         fingerprint: hex digest of the training blocks, in order, and the vocabulary. Equal content gives equal
             fingerprints on every machine and by every path to it; resuming with another one would train on other
             data.
@@ -612,12 +614,13 @@ def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np
     with tempfile.TemporaryDirectory() as scratch, quiet():
         opened = open_tokenizer(tokenizer)
         source = _read(dataset, opened, block_size, Path(scratch))
-        if not source.is_text:
-            _check_tokens(dataset, source, tokenizer, opened)
         parts = [part for part in (source.train, source.validation) if part is not None]
         if source.is_text:
-            parts = [_tokenise(part, opened, Path(scratch), num_proc=None) for part in parts]
-        return np.concatenate([_flat_ids(part.with_format("arrow")[:]) for part in parts])
+            parts = [_tokenise(part, opened, tokenizer, Path(scratch), num_proc=None) for part in parts]
+        else:
+            _check_tokens(dataset, parts, tokenizer, opened)
+        # int64: numpy would make floats of an int64 and a uint64 part
+        return np.concatenate([_flat_ids(part.with_format("arrow")[:]).astype(np.int64) for part in parts])
 
 
 def _default_cache() -> Path:
@@ -629,15 +632,16 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
 
     info = json.loads((prepared / "info.json").read_text(encoding="utf-8"))
     tokenizer = open_tokenizer(str(prepared / "tokenizer"))
+    vocab_size = vocabulary_size(tokenizer)
     return Data(
         train=BlockDataset(Dataset.load_from_disk(str(prepared / "train"))),
         validation=BlockDataset(Dataset.load_from_disk(str(prepared / "validation"))),
         tokenizer=tokenizer,
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         fingerprint=info["fingerprint"],
         summary=info["summary"],
         # The names are those of this call: the same content may have been prepared under others.
-        description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {len(tokenizer):,} entries",
+        description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {vocab_size:,} entries",
     )
 
 
@@ -723,12 +727,16 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
             tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
             source = _read(dataset, tokenizer, block_size, scratch)
             if not source.is_text:
-                _check_tokens(dataset, source, tokenizer_name, tokenizer)
-            train, validation, tokenizer = _tokenise_parts(dataset, source, tokenizer, block_size, scratch, num_proc)
+                parts = [part for part in (source.train, source.validation) if part is not None]
+                _check_tokens(dataset, parts, tokenizer_name, tokenizer)
+            train, validation, tokenizer = _tokenise_parts(
+                dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
+            )
 
+            vocab_size = vocabulary_size(tokenizer)
             blocks = {"train": train, "validation": validation}
             for part, tokens in blocks.items():
-                blocks[part] = _cut(tokens, block_size, len(tokenizer), source.rows_per_batch, scratch)
+                blocks[part] = _cut(tokens, block_size, vocab_size, source.rows_per_batch, scratch)
                 if not len(blocks[part]):
                     raise DataError(
                         f"--dataset {dataset}: no {WIKITEXT_ROWS_PER_BATCH:,} rows of its {part} part hold "
@@ -951,7 +959,7 @@ def open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
     """Open a tokenizer from a folder, with no network, or from the Hub.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there is none, it cannot be read, or an id of its is larger than any model's vocabulary.
     """
     from transformers import AutoTokenizer, GPT2TokenizerFast  # type: ignore[attr-defined]  # made on import
 
@@ -965,13 +973,102 @@ def open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
             described = [path / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json")]
             if is_local and (path / "merges.txt").exists() and not any(file.exists() for file in described):
                 # AutoTokenizer of transformers 5 does not recognise a bare vocab.json with merges.txt.
-                return GPT2TokenizerFast.from_pretrained(str(path))
-            # No code from elsewhere, and no prompt that asks for it: the folder of an exported model names some.
-            return AutoTokenizer.from_pretrained(str(path) if is_local else name, trust_remote_code=False)
+                opened = GPT2TokenizerFast.from_pretrained(str(path))
+            else:
+                # No code from elsewhere, and no prompt that asks for it: the folder of an exported model names some.
+                opened = AutoTokenizer.from_pretrained(str(path) if is_local else name, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parts raise
         if offline and not is_local:
             raise DataError(_unreachable("--tokenizer", name)) from error
         raise DataError(f"--tokenizer {name}: cannot be read ({_brief(error)}); {LOCAL_TOKENIZERS}") from error
+    if (largest := vocabulary_size(opened) - 1) > LARGEST_ID:
+        raise DataError(
+            f"--tokenizer {name}: gives ids up to {largest}, and a model needs an entry for each up to the largest; "
+            f"at most {LARGEST_ID} is possible, give a tokenizer that numbers its tokens from 0 on"
+        )
+    return opened
+
+
+def vocabulary_size(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """The entries that a model needs for a tokenizer: its largest id, of added tokens too, plus one.
+
+    `len(tokenizer)` counts the tokens, which are fewer where ids were left out.
+    """
+    return max((*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder), default=-1) + 1
+
+
+def encode(
+    tokenizer: transformers.PreTrainedTokenizerBase, name: str, texts: list[str], special_tokens: bool = False
+) -> list[list[int]]:
+    """The ids of each text, and nothing of it left out.
+
+    Args:
+        tokenizer: an opened one.
+        name: what the user calls it, for the error.
+        texts: in any number, of any length.
+        special_tokens: whether to add those that the tokenizer puts around a text.
+
+    Raises:
+        DataError: the tokenizer has no entry for something in a text and no unk token to stand for it. tokenizers and
+            transformers then raise something, give None for an id or, of a BPE, leave the character out.
+    """
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        # verbose=False: "sequence longer than the maximum" does not matter to text that is cut into blocks.
+        encoded = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+        if any(None in ids for ids in encoded["input_ids"]):
+            raise ValueError("it gives no id for some token")
+        return encoded["input_ids"]
+
+    def fails(text: str) -> bool:
+        try:
+            ids_of([text])
+        except Exception:
+            return True
+        return False
+
+    reason = ""
+    culprit = _left_out(tokenizer, texts)
+    if culprit is None:
+        try:
+            return ids_of(texts)
+        except Exception as error:  # tokenizers raises Exception itself
+            reason = f" ({_brief(error)})"
+            line = next((text for text in texts if fails(text)), "")
+            culprit = next((word for word in line.split() if fails(word)), line)
+    shown = repr(culprit if len(culprit) <= 40 else f"{culprit[:40]}...")
+    raise DataError(
+        f"--tokenizer {name}: cannot encode {shown}, since it has no entry for it and no unk token in its "
+        f"vocabulary{reason}; give a tokenizer with an unk token, or a byte-level one such as builtin or gpt2"
+    )
+
+
+def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str]) -> str | None:
+    """A character of `texts` that a BPE would leave out without a word; None if there is none, or it is no BPE."""
+    from tokenizers import models, pre_tokenizers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    bpe = getattr(backend, "model", None)
+    if backend is None or not isinstance(bpe, models.BPE) or bpe.unk_token is not None:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    if vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+        return None
+    prefix, suffix = bpe.continuing_subword_prefix or "", bpe.end_of_word_suffix or ""
+    in_added_tokens = {character for token in tokenizer.added_tokens_decoder.values() for character in token.content}
+
+    def has_entry(symbol: str) -> bool:
+        if any(form in vocabulary for form in (symbol, prefix + symbol, symbol + suffix, prefix + symbol + suffix)):
+            return True
+        return bpe.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in symbol.encode())
+
+    for character in sorted(set().union(*texts) - in_added_tokens):
+        # What normalizer and pre-tokenizer take away is meant to go; what they hand on is not.
+        normal = backend.normalizer.normalize_str(character) if backend.normalizer else character
+        pieces = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer else [(normal, None)]
+        if not all(has_entry(symbol) for piece, _ in pieces for symbol in piece):
+            return character
+    return None
 
 
 def _train_tokenizer(rows: datasets.Dataset) -> transformers.PreTrainedTokenizerBase:
@@ -1010,6 +1107,7 @@ def _tokenise_parts(
     dataset: str,
     source: _Source,
     tokenizer: transformers.PreTrainedTokenizerBase | None,
+    tokenizer_name: str,
     block_size: int,
     scratch: Path,
     num_proc: int | None,
@@ -1018,7 +1116,7 @@ def _tokenise_parts(
     if source.validation is not None:
         trained = tokenizer or _train_tokenizer(source.train)
         train, validation = (
-            _tokenise(part, trained, scratch, num_proc) if source.is_text else part
+            _tokenise(part, trained, tokenizer_name, scratch, num_proc) if source.is_text else part
             for part in (source.train, source.validation)
         )
         fits = min(_count_tokens(train), _count_tokens(validation))
@@ -1036,7 +1134,7 @@ def _tokenise_parts(
     while True:
         # Only their tokens tell whether these rows give a block; a tokenizer trained on the rest changes with them.
         trained = tokenizer or _train_tokenizer(rows.select(range(len(rows) - held)))
-        tokens = _tokenise(rows, trained, scratch, num_proc) if source.is_text else rows
+        tokens = _tokenise(rows, trained, tokenizer_name, scratch, num_proc) if source.is_text else rows
         reversed_totals = np.cumsum(_row_lengths(tokens)[::-1])  # tokens in the last 1, 2, ... rows
         needed = int(np.searchsorted(reversed_totals, block_size)) + 1
         if needed <= held or needed >= len(rows):
@@ -1062,22 +1160,32 @@ def _too_little(
 
 
 def _tokenise(
-    rows: datasets.Dataset, tokenizer: transformers.PreTrainedTokenizerBase, scratch: Path, num_proc: int | None
+    rows: datasets.Dataset,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    tokenizer_name: str,
+    scratch: Path,
+    num_proc: int | None,
 ) -> datasets.Dataset:
-    """Rows of text to rows of ids, row by row, in parallel where that pays."""
+    """Rows of text to rows of ids below the tokenizer's `vocabulary_size`, row by row, in parallel where that pays."""
     from datasets import Features, List, Value
 
-    def encode(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
+    vocab_size = vocabulary_size(tokenizer)
+
+    def tokenise(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
         texts = [text or "" for text in batch["text"]]  # JSON lines may lack the field
-        # verbose=False: "sequence longer than the maximum" does not matter to text that is cut into blocks.
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return {"input_ids": encoded["input_ids"]}
+        rows = encode(tokenizer, tokenizer_name, texts)
+        if max(map(max, filter(None, rows)), default=0) >= vocab_size:
+            raise DataError(
+                f"--tokenizer {tokenizer_name}: gives the id {max(map(max, filter(None, rows)))}, which none of its "
+                f"tokens has (the largest is {vocab_size - 1}); give a tokenizer whose unk token is in its vocabulary"
+            )
+        return {"input_ids": rows}
 
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, rows.data.nbytes // BYTES_PER_PROCESS)
     return rows.map(
-        encode,
+        tokenise,
         batched=True,
         batch_size=_rows_per_batch(rows),
         num_proc=num_proc if num_proc > 1 else None,
@@ -1126,7 +1234,10 @@ def _cut(
 
 
 def _check_tokens(
-    dataset: str, source: _Source, tokenizer_name: str, tokenizer: transformers.PreTrainedTokenizerBase | None
+    dataset: str,
+    parts: list[datasets.Dataset],
+    tokenizer_name: str,
+    tokenizer: transformers.PreTrainedTokenizerBase | None,
 ) -> None:
     """Refuse token ids that the tokenizer cannot have made."""
     if tokenizer is None:
@@ -1134,15 +1245,19 @@ def _check_tokens(
             f"--tokenizer builtin: is trained on text, but --dataset {dataset} holds token ids already; give the "
             "--tokenizer that made them"
         )
+    vocab_size = vocabulary_size(tokenizer)
     largest = smallest = 0
-    for part in (source.train, source.validation):
-        for table in part.with_format("arrow").iter(batch_size=_rows_per_batch(part)) if part is not None else ():
+    for part in parts:
+        for table in part.with_format("arrow").iter(batch_size=_rows_per_batch(part)):
+            if table["input_ids"].combine_chunks().flatten().null_count:
+                raise DataError(f"--dataset {dataset}: holds null among its token ids; make it again without")
             ids = _flat_ids(table)
-            largest, smallest = max(largest, ids.max(initial=0)), min(smallest, ids.min(initial=0))
-    if largest >= len(tokenizer) or smallest < 0:
-        wrong = largest if largest >= len(tokenizer) else smallest
+            # As Python's integers: numpy compares an int64 with a uint64 as floats.
+            largest, smallest = max(largest, int(ids.max(initial=0))), min(smallest, int(ids.min(initial=0)))
+    if largest >= vocab_size or smallest < 0:
+        wrong = largest if largest >= vocab_size else smallest
         raise DataError(
-            f"--tokenizer {tokenizer_name}: has {len(tokenizer)} entries, but --dataset {dataset} holds the token id "
+            f"--tokenizer {tokenizer_name}: has {vocab_size} entries, but --dataset {dataset} holds the token id "
             f"{wrong}; give the --tokenizer that made these ids"
         )
 

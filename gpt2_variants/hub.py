@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import itertools
+import json
 import os
 import pickle
 import shlex
@@ -42,7 +44,7 @@ def export(
 
     Args:
         state_dict: name -> weight, without the tied `lm_head.weight`.
-        tokenizer: the data's; gets `<|MASK|>` where the model has an entry for it.
+        tokenizer: the data's; gets `<|MASK|>` with the id that the model has for it, where it has one.
         block_size: tokens per training sequence; the tokenizer's `model_max_length`, since the model may have more
             positions than were ever trained.
 
@@ -68,14 +70,47 @@ def export(
     model.save_pretrained(aside)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = block_size
-    if getattr(config, "mask_token_id", None) == len(tokenizer):
-        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
     tokenizer.save_pretrained(aside)
+    if (mask_token_id := getattr(config, "mask_token_id", None)) is not None:
+        _add_mask(tokenizer, mask_token_id, aside)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         os.rename(folder, old)
     os.rename(aside, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _add_mask(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, folder: Path) -> None:
+    """Give the tokenizer saved in `folder` a mask token with exactly this id, or say why it cannot have one."""
+    if tokenizer.mask_token_id == mask_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    if mask_token_id in vocabulary.values():
+        token = tokenizer.convert_ids_to_tokens(mask_token_id)
+        print(f"note: the exported tokenizer names no mask token: id {mask_token_id} is its {token!r}", file=sys.stderr)
+        return
+    names = itertools.chain([MASK_TOKEN], (f"<|MASK_{i}|>" for i in itertools.count(1)))
+    name = next(name for name in names if name not in vocabulary)
+    added = copy.deepcopy(tokenizer)
+    added.add_special_tokens({"mask_token": name})
+    if added.mask_token_id != mask_token_id:
+        # It was numbered by the count of tokens, which gaps in the ids leave behind. As an entry of the tokenizer's
+        # model it has the id that is written there; so must the other added tokens, or they would be numbered anew.
+        file = folder / "tokenizer.json"
+        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if isinstance(entries := state.get("model", {}).get("vocab"), dict):
+            entries |= vocabulary | {name: mask_token_id}
+            file.write_text(json.dumps(state, ensure_ascii=False, indent=2), encoding="utf-8")
+            added = open_tokenizer(str(folder))
+            added.add_special_tokens({"mask_token": name})
+    if added.mask_token_id == mask_token_id:
+        added.save_pretrained(folder)
+    else:
+        print(
+            f"note: the exported tokenizer names no mask token: it cannot give one the model's id {mask_token_id}, "
+            "since it numbers its tokens without gaps",
+            file=sys.stderr,
+        )
 
 
 def _exported_class(variant: Variant) -> type[GPT2LMHeadModel]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from .data import DataError, default_split, load_tokens, open_tokenizer
+from .data import DataError, default_split, encode, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
 from .faults import UsageError
 from .registry import VARIANTS
@@ -90,8 +90,15 @@ class SavedModel:
         return model.to(self.device).eval()
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """The prompt's ids, (1, P). Raises `UsageError` if there are none, or no position is left to continue on."""
-        ids = self.tokenizer(prompt, return_tensors="pt", verbose=False)["input_ids"].long()
+        """The prompt's ids, (1, P).
+
+        Raises:
+            UsageError: the tokenizer cannot encode it, it has no ids, or no position is left to continue on.
+        """
+        try:
+            ids = torch.tensor(encode(self.tokenizer, self.tokenizer_name, [prompt], special_tokens=True)).long()
+        except DataError as err:
+            raise UsageError(str(err).splitlines()) from err
         if not ids.numel():
             raise UsageError(["the prompt is empty: give at least one token"])
         self.check_ids(int(ids.max()))

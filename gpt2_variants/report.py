@@ -120,7 +120,10 @@ def show(run: Options) -> None:
         print(f"plot        none: pip install matplotlib, then {command}")
     print(f"model       {folder / 'model'}")
     if run.preset == "demo":
-        print(f"sample      {sample(folder / 'model', DEMO_PROMPT)!r}")
+        try:
+            print(f"sample      {sample(folder / 'model', DEMO_PROMPT)!r}")
+        except UsageError as err:  # of a tokenizer that cannot encode the prompt; the run is finished all the same
+            print(f"sample      none: {'; '.join(err.lines)}")
     print(f"compare     {command} OTHER_RUN ...")
     print(f"try         python -m gpt2_variants generate --model {folder / 'model'} --prompt {DEMO_PROMPT!r}")
 
