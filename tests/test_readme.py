@@ -21,6 +21,9 @@ COMMANDS = [line.split(" #")[0].strip() for line in LINES]
 RUNNABLE = [line.split(" #")[0].strip() for line in LINES if "# needs " not in line]
 
 
+INSTALLED = r"(gpt2-variants|deepspeed .*--module gpt2_variants) train "
+
+
 def of(kind: str) -> list[str]:
     return [c for c in COMMANDS if re.match(kind, c)]
 
@@ -28,7 +31,7 @@ def of(kind: str) -> list[str]:
 def test_every_command_is_of_a_kind_that_is_tested_here():
     known = of("make ") + of(".*train_ds.py") + of("python -m gpt2_variants") + of("source .venv/bin/activate")
     known += of("pip install ") + of("python benchmarks/lm_eval/write_tasks.py") + of("lm_eval ")
-    known += of(BENCHMARK) + of("wandb sync ")
+    known += of(BENCHMARK) + of("wandb sync ") + of(INSTALLED)
     assert sorted(known) == sorted(COMMANDS)
 
 
@@ -69,9 +72,9 @@ def test_make_targets_exist(command):
     assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", of(".*train_ds.py"))
+@pytest.mark.parametrize("command", of(".*train_ds.py") + of(INSTALLED))
 def test_training_commands_parse(command):
-    arguments = shlex.split(command.split("train_ds.py")[1])
+    arguments = shlex.split(re.split(r"train_ds\.py| train ", command)[1])
     parsed = make_parser().parse_args(arguments)
     assert parsed.variant in VARIANTS
 

@@ -33,6 +33,12 @@ DS_KEYS_INSTEAD = {
     "zero_force_ds_cpu_optimizer": "the optimizer is DeepSpeed's own here, so it has no effect; remove it",
 }
 
+SECTIONS = frozenset(
+    (
+        "optimizer scheduler bf16 fp16 amp zero_optimization timers data_types aio torch_autocast flops_profiler "
+        "tensorboard wandb csv_monitor comet comms_logger checkpoint"
+    ).split()
+)
 SCHEDULE_KEYS = ("warmup_type", "warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
 
 
@@ -42,11 +48,17 @@ def read_ds_config(path: Path) -> dict:
     def fault(what: str) -> UsageError:
         return UsageError([f"--deepspeed_config {path}: {what}"])
 
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+        names = [name for name, _ in pairs]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise fault(f"{', '.join(map(repr, repeated))} stands there more than once; leave one")
+        return dict(pairs)
+
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in DS_CONFIGS.glob("*.json")))
         raise fault(f"no such file; give a DeepSpeed JSON or one of ds_configs/: {shipped}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except json.JSONDecodeError as err:
         raise fault(f"not valid JSON: line {err.lineno}, column {err.colno}: {err.msg}") from None
     except UnicodeDecodeError:
@@ -71,10 +83,12 @@ def resolve_ds_config(run: "Options", world: int, total_steps: int) -> dict:
         for key in config
         if key not in DS_KEYS
     ]
-    wrong = [
-        k for k in ("optimizer", "scheduler", "zero_optimization", "bf16") if not isinstance(config.get(k, {}), dict)
-    ]
-    lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object" for key in wrong]
+    wrong = sorted(key for key in SECTIONS & config.keys() if not isinstance(config[key], dict))
+    for key in ("optimizer", "scheduler"):
+        section = config.get(key)
+        if isinstance(section, dict) and not isinstance(section.get("params", {}), dict):
+            wrong.append(f"{key}.params")
+    lines += [f"--deepspeed_config {path}: {key!r} must be a JSON object; correct it, or leave it out" for key in wrong]
     if lines:
         raise UsageError(lines)
     if batch_faults := _resolve_batch(run, config, world, path):

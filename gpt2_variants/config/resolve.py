@@ -46,7 +46,9 @@ def resolve(run: Options) -> Options:
 
 def _stated_options(ds: dict) -> set[str]:
     """The options whose values a DeepSpeed JSON fixes."""
-    optimizer = ds.get("optimizer", {}).get("params", {}) if isinstance(ds.get("optimizer"), dict) else {}
+    section = ds.get("optimizer")
+    params = section.get("params") if isinstance(section, dict) else None
+    optimizer = params if isinstance(params, dict) else {}
     stated = {
         "train_batch_size": ds.get("train_batch_size", "auto"),
         "learning_rate": optimizer.get("lr", "auto"),
