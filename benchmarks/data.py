@@ -23,7 +23,7 @@ import torch
 
 import command_line
 import results_page
-from gpt2_variants.data import Data, GlobalBatchSampler, _tokenise, check_source, data_loader, load, quiet
+from gpt2_variants.data import Data, GlobalBatchSampler, check_source, data_loader, load, quiet, tokenise_rows
 from results_page import Column, Table
 
 MB = 10**6
@@ -105,7 +105,7 @@ def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[
             seconds[count]["load"].append(time.perf_counter() - start)
             with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
                 start = time.perf_counter()
-                _tokenise(rows, data.tokenizer, Path(scratch), count)
+                tokenise_rows(rows, data.tokenizer, plan.tokenizer, Path(scratch), count)
                 seconds[count]["tokenise"].append(time.perf_counter() - start)
             load_seconds, alone = (taken[-1] for taken in seconds[count].values())
             command_line.say(f"{count} processes: load {load_seconds:.1f} s, tokenising alone {alone:.1f} s")

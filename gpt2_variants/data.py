@@ -614,11 +614,11 @@ def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np
     with tempfile.TemporaryDirectory() as scratch, quiet():
         opened = open_tokenizer(tokenizer)
         source = _read(dataset, opened, block_size, Path(scratch))
-        parts = [part for part in (source.train, source.validation) if part is not None]
+        parts = source.parts
         if source.is_text:
-            parts = [_tokenise(part, opened, tokenizer, Path(scratch), num_proc=None) for part in parts]
+            parts = [tokenise_rows(part, opened, tokenizer, Path(scratch), num_proc=None) for part in parts]
         else:
-            _check_tokens(dataset, parts, tokenizer, opened)
+            _check_tokens(dataset, source, tokenizer, opened)
         # int64: numpy would make floats of an int64 and a uint64 part
         return np.concatenate([_flat_ids(part.with_format("arrow")[:]).astype(np.int64) for part in parts])
 
@@ -714,6 +714,10 @@ class _Source:
     def is_text(self) -> bool:
         return self.train.column_names == ["text"]
 
+    @property
+    def parts(self) -> list[datasets.Dataset]:
+        return [part for part in (self.train, self.validation) if part is not None]
+
 
 def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int, num_proc: int | None) -> None:
     """Build the folder `prepared`: aside, then moved, so that it is complete or absent. The caller holds its lock."""
@@ -727,8 +731,7 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
             tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
             source = _read(dataset, tokenizer, block_size, scratch)
             if not source.is_text:
-                parts = [part for part in (source.train, source.validation) if part is not None]
-                _check_tokens(dataset, parts, tokenizer_name, tokenizer)
+                _check_tokens(dataset, source, tokenizer_name, tokenizer)
             train, validation, tokenizer = _tokenise_parts(
                 dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
             )
@@ -1051,16 +1054,19 @@ def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str])
     bpe = getattr(backend, "model", None)
     if backend is None or not isinstance(bpe, models.BPE) or bpe.unk_token is not None:
         return None
-    vocabulary = tokenizer.get_vocab()
-    if vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+
+    def known(token: str) -> bool:
+        return backend.token_to_id(token) is not None
+
+    if all(map(known, pre_tokenizers.ByteLevel.alphabet())):
         return None
     prefix, suffix = bpe.continuing_subword_prefix or "", bpe.end_of_word_suffix or ""
     in_added_tokens = {character for token in tokenizer.added_tokens_decoder.values() for character in token.content}
 
     def has_entry(symbol: str) -> bool:
-        if any(form in vocabulary for form in (symbol, prefix + symbol, symbol + suffix, prefix + symbol + suffix)):
+        if any(map(known, (symbol, prefix + symbol, symbol + suffix, prefix + symbol + suffix))):
             return True
-        return bpe.byte_fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in symbol.encode())
+        return bpe.byte_fallback and all(known(f"<0x{byte:02X}>") for byte in symbol.encode())
 
     for character in sorted(set().union(*texts) - in_added_tokens):
         # What normalizer and pre-tokenizer take away is meant to go; what they hand on is not.
@@ -1116,7 +1122,7 @@ def _tokenise_parts(
     if source.validation is not None:
         trained = tokenizer or _train_tokenizer(source.train)
         train, validation = (
-            _tokenise(part, trained, tokenizer_name, scratch, num_proc) if source.is_text else part
+            tokenise_rows(part, trained, tokenizer_name, scratch, num_proc) if source.is_text else part
             for part in (source.train, source.validation)
         )
         fits = min(_count_tokens(train), _count_tokens(validation))
@@ -1134,7 +1140,7 @@ def _tokenise_parts(
     while True:
         # Only their tokens tell whether these rows give a block; a tokenizer trained on the rest changes with them.
         trained = tokenizer or _train_tokenizer(rows.select(range(len(rows) - held)))
-        tokens = _tokenise(rows, trained, tokenizer_name, scratch, num_proc) if source.is_text else rows
+        tokens = tokenise_rows(rows, trained, tokenizer_name, scratch, num_proc) if source.is_text else rows
         reversed_totals = np.cumsum(_row_lengths(tokens)[::-1])  # tokens in the last 1, 2, ... rows
         needed = int(np.searchsorted(reversed_totals, block_size)) + 1
         if needed <= held or needed >= len(rows):
@@ -1159,7 +1165,7 @@ def _too_little(
     )
 
 
-def _tokenise(
+def tokenise_rows(
     rows: datasets.Dataset,
     tokenizer: transformers.PreTrainedTokenizerBase,
     tokenizer_name: str,
@@ -1174,9 +1180,10 @@ def _tokenise(
     def tokenise(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
         texts = [text or "" for text in batch["text"]]  # JSON lines may lack the field
         rows = encode(tokenizer, tokenizer_name, texts)
-        if max(map(max, filter(None, rows)), default=0) >= vocab_size:
+        largest = max(map(max, filter(None, rows)), default=0)
+        if largest >= vocab_size:
             raise DataError(
-                f"--tokenizer {tokenizer_name}: gives the id {max(map(max, filter(None, rows)))}, which none of its "
+                f"--tokenizer {tokenizer_name}: gives the id {largest}, which none of its "
                 f"tokens has (the largest is {vocab_size - 1}); give a tokenizer whose unk token is in its vocabulary"
             )
         return {"input_ids": rows}
@@ -1235,7 +1242,7 @@ def _cut(
 
 def _check_tokens(
     dataset: str,
-    parts: list[datasets.Dataset],
+    source: _Source,
     tokenizer_name: str,
     tokenizer: transformers.PreTrainedTokenizerBase | None,
 ) -> None:
@@ -1247,7 +1254,7 @@ def _check_tokens(
         )
     vocab_size = vocabulary_size(tokenizer)
     largest = smallest = 0
-    for part in parts:
+    for part in source.parts:
         for table in part.with_format("arrow").iter(batch_size=_rows_per_batch(part)):
             if table["input_ids"].combine_chunks().flatten().null_count:
                 raise DataError(f"--dataset {dataset}: holds null among its token ids; make it again without")

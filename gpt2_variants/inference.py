@@ -96,9 +96,10 @@ class SavedModel:
             UsageError: the tokenizer cannot encode it, it has no ids, or no position is left to continue on.
         """
         try:
-            ids = torch.tensor(encode(self.tokenizer, self.tokenizer_name, [prompt], special_tokens=True)).long()
+            encoded = encode(self.tokenizer, self.tokenizer_name, [prompt], special_tokens=True)
         except DataError as err:
             raise UsageError(str(err).splitlines()) from err
+        ids = torch.tensor(encoded, dtype=torch.long)
         if not ids.numel():
             raise UsageError(["the prompt is empty: give at least one token"])
         self.check_ids(int(ids.max()))

@@ -786,7 +786,7 @@ def test_local_input_touches_no_network_and_no_hugging_face_cache(tmp_path, dial
 def test_a_second_load_prepares_nothing(tmp_path, monkeypatch, gpt2_folder):
     path = write_text(tmp_path / "a.txt", make_text(100))
     first = load(path, gpt2_folder, 16)
-    for name in ("_prepare", "_read", "_tokenise", "_train_tokenizer"):
+    for name in ("_prepare", "_read", "tokenise_rows", "_train_tokenizer"):
         monkeypatch.setattr(data, name, None)
     start = time.monotonic()
     second = load(path, gpt2_folder, 16)

@@ -264,9 +264,7 @@ def test_byte_pairs_that_encode_everything_or_drop_on_purpose_are_not_refused():
     assert encode(stripped, "mine", ["A  a\n"]) == [[0, 0]]
     with_bytes = byte_pairs({f"<0x{i:02X}>": i for i in range(256)}, byte_fallback=True)
     assert encode(with_bytes, "mine", ["é"]) == [[0xC3, 0xA9]]
-    added = byte_pairs(
-        {"a": 0},
-    )
+    added = byte_pairs({"a": 0})
     added.add_tokens(["<x>"])
     assert encode(added, "mine", ["a<x>"]) == [[0, 1]]
 
