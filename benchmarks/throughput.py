@@ -25,7 +25,7 @@ import torch
 import command_line
 import results_page
 from gpt2_variants.config.command_line import parse as parse_run
-from gpt2_variants.config.deepspeed_json import read_ds_config
+from gpt2_variants.config.deepspeed_json import ds_config_path, resolve_ds_config
 from gpt2_variants.config.options import Options
 from gpt2_variants.faults import UsageError
 from gpt2_variants.measuring import peak_flops
@@ -95,7 +95,7 @@ class Measured:
             "size": run.size,
             "attn_implementation": "eager" if case.model == "published" else run.attn_implementation,
             "gradient_checkpointing": run.gradient_checkpointing or case.model == "published",
-            "compile": run.compiles and case.model != "published",
+            "compile": case.plan.compile and case.model != "published",
             "failure": self.failure,
             **facts,
         }
@@ -206,7 +206,7 @@ def parse(argv: list[str] | None = None) -> Plan:
 def _case(run: Options, dtype: str | None) -> Case:
     vocabulary = NANO_VOCABULARY if run.size == "nano" else GPT2_VOCABULARY
     case = Case(run.variant, run, vocabulary, dtype or "bfloat16", what=run.spec.summary)
-    stated = read_ds_config(run.ds_config_path()).get("bf16", {}).get("enabled", False)
+    stated = resolve_ds_config(run, world_size(), run.max_steps or 1).get("bf16", {}).get("enabled")
     return case if dtype or stated else replace(case, dtype="float32")
 
 
@@ -436,7 +436,7 @@ def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"Preset {plan.preset}, size {run.size}{f' ({arguments})' if arguments else ''}, vocabulary "
         f"{first.vocabulary:,} and what the variant adds, {first.dtype}, attention {run.attn_implementation}, "
         f"gradient checkpointing {'on' if run.gradient_checkpointing else 'off'}, blocks "
-        f"{'compiled' if run.compiles else 'not compiled'}, DeepSpeed config {run.ds_config_path().name}. "
+        f"{'compiled' if first.plan.compile else 'not compiled'}, DeepSpeed config {ds_config_path(run).name}. "
         "Random tokens.",
         f"Each case in a process of its own; {plan.warmup_steps} steps of warm-up, then {plan.rounds} rounds of "
         f"{plan.steps} timed steps: {in_turn}. Relative speeds are the median, the least and the "

@@ -4,6 +4,7 @@ A parent makes a `Worker` for a `Case`, asks it for steps, and closes it. What i
 random tokens that were made once and lie on the device: forward, backward, clipping, AdamW, schedule.
 """
 
+import functools
 import itertools
 import math
 import multiprocessing
@@ -11,17 +12,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt2_variants.config.optimizer_json import make_schedule
 from gpt2_variants.config.options import Options
-from gpt2_variants.config.resolve import plan
-from gpt2_variants.measuring import flops_per_token, peak_memory_bytes
+from gpt2_variants.config.plan import DataFacts, Plan, make_plan
+from gpt2_variants.measuring import peak_memory_bytes
 from gpt2_variants.models.modeling_base import recompute_blocks
-from gpt2_variants.ranks import use_accelerator
+from gpt2_variants.ranks import use_accelerator, world_size
 from gpt2_variants.training.engine import init_distributed, keep_freed_memory, make_engine
 
 MODELS = ("own", "dense_duo_predict", "stock", "published")
@@ -54,11 +56,13 @@ class Case:
     reference: str | None = None
     what: str = ""
 
-    def ds_config(self) -> dict[str, Any]:
-        """The DeepSpeed config of the run, in `dtype`."""
-        _, config = plan(self.run, num_blocks=1)  # the steps are the run's max_steps, however many blocks there are
-        config["bf16"] = {**config.get("bf16", {}), "enabled": self.dtype == "bfloat16"}
-        return config
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What the run is, in `dtype`."""
+        options = replace(self.run, bf16=self.dtype == "bfloat16")
+        # the steps are the run's max_steps, however many blocks there are
+        data = DataFacts(1, None, "random tokens", None)
+        return make_plan(options, data, options.make_config(self.vocabulary), world_size())
 
 
 class CaseFailed(RuntimeError):
@@ -76,27 +80,21 @@ class Trainer:
     def __init__(self, case: Case):
         start = time.perf_counter()
         self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        self.case, self.ds_config = case, case.ds_config()
-        self.config = case.run.make_config(case.vocabulary)
-        with torch.device("meta"):
-            model = case.run.spec.model_class(self.config)
-        block_size, sequences = case.run.block_size, self.ds_config["train_batch_size"]
-        positions, parameters = model.positions(block_size), model.num_parameters()
-        self.accumulation = self.ds_config["gradient_accumulation_steps"]
-        self.items = sequences * (block_size - 1) / self.accumulation  # next-token labels, as `training` counts
+        self.case, plan = case, case.plan
+        block_size, sequences = plan.block_size, plan.train_batch_size
+        positions = plan.spec.model_class.positions(block_size)
+        self.items = sequences * (block_size - 1) / plan.gradient_accumulation_steps  # as `training` counts labels
         self.step = (engine_step if case.loop == "deepspeed" else plain_step)(self)
         self.losses: list[torch.Tensor] = []
-        generator = torch.Generator().manual_seed(case.run.seed)
-        micro = (self.ds_config["train_micro_batch_size_per_gpu"], block_size)
+        generator = torch.Generator().manual_seed(plan.seed)
+        micro = (plan.per_device_train_batch_size, block_size)
         self.batches = [
             torch.randint(0, case.vocabulary, micro, generator=generator).to(self.device or "cpu")
-            for _ in range(self.accumulation)
+            for _ in range(plan.gradient_accumulation_steps)
         ]
         self.facts: dict[str, Any] = {
-            "parameters": parameters,
-            "flops_per_token": flops_per_token(
-                parameters, self.config.n_layer, self.config.n_embd, block_size, positions
-            ),
+            "parameters": plan.num_parameters,
+            "flops_per_token": plan.flops_per_token,
             "sequences": sequences,
             "micro_batch": micro[0],
             "block_size": block_size,
@@ -155,7 +153,7 @@ Step = Callable[[list[torch.Tensor]], torch.Tensor]
 def engine_step(trainer: Trainer) -> Step:
     """A step as `training` takes it: micro-batches -> mean loss."""
     init_distributed()
-    engine, masters = make_engine(trainer.case.run, trainer.config, trainer.ds_config)
+    engine, masters = make_engine(trainer.case.plan)
     engine.train()
 
     def step(batches: list[torch.Tensor]) -> torch.Tensor:
@@ -178,22 +176,18 @@ def plain_step(trainer: Trainer) -> Step:
     the rounded weights as the engine's do; gradients are cast to float32 and clipped by their norm before, the masters
     rounded into the weights after. In float32, and under autocast, the weights are their own masters.
     """
-    from transformers import get_linear_schedule_with_warmup
-
-    case, ds_config, device = trainer.case, trainer.ds_config, trainer.device or "cpu"
-    model, autocast = make_model(case, trainer.config, device)
+    case, plan, device = trainer.case, trainer.case.plan, trainer.device or "cpu"
+    model, autocast = make_model(case, device)
     weights = list(model.parameters())
     rounded = weights[0].dtype != torch.float32
     masters = [w.detach().float().requires_grad_() for w in weights] if rounded else weights
-    settings = {k: v for k, v in ds_config["optimizer"]["params"].items() if k not in ("torch_adam", "weight_decay")}
-    decay = ds_config["optimizer"]["params"].get("weight_decay", 0.0)
+    settings = {k: v for k, v in plan.optimizer["params"].items() if k != "torch_adam"}
     groups = [
-        {"params": [m for m in masters if m.ndim >= 2], "weight_decay": decay},
+        {"params": [m for m in masters if m.ndim >= 2], "weight_decay": plan.weight_decay},
         {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, **settings)
-    total = case.run.max_steps
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(case.run.warmup_ratio * total), total)
+    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, **settings)
+    schedule = make_schedule(plan.ds_config)(optimizer)
     own = {} if case.model in ("stock", "published") else {"skip_logits": True, "num_items_in_batch": trainer.items}
 
     def step(batches: list[torch.Tensor]) -> torch.Tensor:
@@ -206,8 +200,8 @@ def plain_step(trainer: Trainer) -> Step:
         if rounded:
             for weight, master in zip(weights, masters):
                 master.grad, weight.grad = weight.grad.float(), None
-        if ds_config["gradient_clipping"]:
-            torch.nn.utils.clip_grad_norm_(masters, ds_config["gradient_clipping"])
+        if plan.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(masters, plan.gradient_clipping)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -219,33 +213,33 @@ def plain_step(trainer: Trainer) -> Step:
     return step
 
 
-def make_model(case: Case, config, device) -> tuple[torch.nn.Module, bool]:
+def make_model(case: Case, device) -> tuple[torch.nn.Module, bool]:
     """The model of a plain loop, seeded as the engine's, in training mode; and whether it runs under autocast."""
     from transformers import GPT2LMHeadModel
 
     from dense_duo_predict import DenseDuoPredictLMHeadModel
 
-    run = case.run
+    plan = case.plan
     classes = {
-        "own": run.spec.model_class,
+        "own": plan.spec.model_class,
         "dense_duo_predict": DenseDuoPredictLMHeadModel,
         "stock": GPT2LMHeadModel,
         "published": GPT2LMHeadModel,
     }
     # a dense mask of bools is what sdpa takes; eager attention would add it
-    attention = {"published": "eager", "dense_duo_predict": "sdpa"}.get(case.model, run.attn_implementation)
+    attention = {"published": "eager", "dense_duo_predict": "sdpa"}.get(case.model, plan.attn_implementation)
     published, halved = case.model == "published", case.dtype == "bfloat16"
-    torch.manual_seed(run.seed)
-    model = classes[case.model]._from_config(config, attn_implementation=attention)
+    torch.manual_seed(plan.seed)
+    model = classes[case.model]._from_config(plan.model_config(), attn_implementation=attention)
     model.to(device, torch.bfloat16 if halved and not published else torch.float32).train()
-    if run.gradient_checkpointing or published:
+    if plan.gradient_checkpointing or published:
         recompute_blocks(model)
-    if run.compiles and not published:
+    if plan.compile and not published:
         if case.model == "stock":
             model.compile()
         else:
             model.compile_parts()
-    torch.manual_seed(run.seed)
+    torch.manual_seed(plan.seed)
     return model, halved and published
 
 

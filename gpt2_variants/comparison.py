@@ -14,20 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config.plan import recipe
+from .config.saved_plan import saved_plan
 from .faults import UsageError
-from .records import RunRecord
+from .records import read_facts
 from .registry import VARIANTS
 from .trackers.jsonl import read_metrics
 
 BASELINE = "gpt2"
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
-# Options that decide neither what is computed nor at what cost; the preset stands in the other options, resolved.
-UNDECISIVE = frozenset(
-    (
-        "variant seed preset output_dir report_to dry_run resume_from_checkpoint eval_steps save_steps logging_steps "
-        "save_total_limit push_to_hub"
-    ).split()
-)
+# Fields of a plan that other figures of a report show, or that follow from data and variant.
+SHOWN_ELSEWHERE = ("variant", "num_parameters", "flops_per_token", "data_fingerprint", "model", "optimizer", "schedule")
 
 
 @dataclass(frozen=True)
@@ -81,27 +78,42 @@ class SavedRun:
         """Whether it trained to its end and was exported."""
         return self.status == "finished"
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The resolved options."""
-        return self.facts.get("options") or {}
+    @functools.cached_property
+    def plan(self) -> dict[str, Any]:
+        """The fields of the run's plan; None what an older record does not tell."""
+        return saved_plan(self.folder, self.facts)
+
+    @functools.cached_property
+    def recipe(self) -> str:
+        """What decides results or cost, but for the seed, as JSON: equal for runs that are seeds of one recipe."""
+        return json.dumps(recipe(self.plan), sort_keys=True)
 
     @functools.cached_property
     def settings(self) -> dict[str, str]:
-        """The options that decide results or cost, but for variant and seed, as text; config fields by their names."""
-        options = {k: v for k, v in self.options.items() if k not in UNDECISIVE and not k.startswith("hub_")}
-        fields = options.pop("model_args", None) or {}
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (options | fields).items() if v is not None}
+        """Of the recipe, what a reader is to be told by name, as text; data set and tokenizer by the names given."""
+        told = {k: v for k, v in recipe(self.plan).items() if k not in SHOWN_ELSEWHERE}
+        told |= {name: self.plan.get(name) for name in ("dataset", "tokenizer")}
+        model = {k: v for k, v in (self.plan.get("model") or {}).items() if k not in ("bos_token_id", "eos_token_id")}
+        if model.get("n_positions") == self.block_size:
+            model.pop("n_positions", None)
+        model.pop("vocab_size", None)  # follows from tokenizer and variant
+        for name in ("optimizer", "schedule"):
+            section = self.plan.get(name) or {}
+            told |= {name: section.get("type"), **{f"{name}.{k}": v for k, v in section.get("params", {}).items()}}
+        for repeated in ("warmup_max_lr", "warmup_num_steps", "total_num_steps"):
+            told.pop(f"schedule.{repeated}", None)
+        told |= model
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v not in (None, [], {}, ())}
 
     @property
     def seed(self) -> int | None:
         """Of initialisation, data order and dropout."""
-        return self.options.get("seed")
+        return self.plan.get("seed")
 
     @property
     def block_size(self) -> int | None:
         """Tokens per training sequence."""
-        return self.options.get("block_size")
+        return self.plan.get("block_size")
 
     @property
     def step(self) -> int:
@@ -110,7 +122,9 @@ class SavedRun:
 
     @property
     def final(self) -> dict[str, Any]:
-        """The last evaluation's figures; empty where there was none."""
+        """The figures of the exported weights: of the last evaluation, or of the best; empty where there was none."""
+        if self.plan.get("load_best_model_at_end") and self.facts.get("final_eval"):
+            return self.facts["final_eval"]
         return self.evaluations[-1] if self.evaluations else self.facts.get("final_eval") or {}
 
     @property
@@ -214,11 +228,9 @@ def read_run(folder: Path) -> SavedRun:
     if not (folder / "run.json").is_file():
         raise UsageError([f"{folder}: holds no run (no run.json)"])
     try:
-        facts = RunRecord(folder, writes=False).facts
+        facts = read_facts(folder)
     except ValueError as err:
-        raise UsageError([f"{folder}: run.json cannot be read ({err}); restore it, or leave the run out"]) from err
-    if not isinstance(facts, dict):
-        raise UsageError([f"{folder}: run.json holds no JSON object; restore it, or leave the run out"])
+        raise UsageError([str(err)]) from err
     metrics = folder / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.is_file() else []
     return SavedRun(
@@ -258,9 +270,9 @@ class Group:
 
     @property
     def machine(self) -> str | None:
-        """What all its runs ran on; None if not on the same."""
-        machines = {run.machine for run in self.runs}
-        return machines.pop() if len(machines) == 1 else None
+        """What all its runs ran on, with the same share of a batch; None if not on the same."""
+        machines = {(run.machine, run.plan.get("per_device_train_batch_size")) for run in self.runs}
+        return machines.pop()[0] if len(machines) == 1 else None
 
     @property
     def has_infill(self) -> bool:
@@ -291,8 +303,7 @@ def make_groups(runs: Sequence[SavedRun]) -> list[Group]:
     """Group `runs` by what they computed; baselines first, then as they come."""
     by_settings: dict[Any, list[SavedRun]] = {}
     for run in runs:
-        data = run.facts.get("data_fingerprint")
-        key = (run.variant, tuple(sorted(run.settings.items())), data, None if run.finished else run.folder)
+        key = (run.recipe, None if run.finished else run.folder)
         by_settings.setdefault(key, []).append(run)
     members = [sorted(found, key=lambda run: (run.seed is None, run.seed)) for found in by_settings.values()]
     members.sort(key=lambda found: (found[0].variant != BASELINE, not found[0].finished))
@@ -481,6 +492,8 @@ def _notes(group: Group, baseline: Group, same_machine: bool) -> list[str]:
         notes.append(f"A step has {per_step[0]:,.0f} and {per_step[1]:,.0f} tokens.")
     # of data set, tokenizer and block size more is said than that they differ
     apart = {"block_size", "dataset", "tokenizer"} | _own_fields(ours.variant)
+    if ours.block_size != theirs.block_size:
+        apart |= {"total_steps", "warmup_steps"}  # that the same data make more steps of shorter blocks is no setting
     if names := [name for name in differing(ours, theirs) if name not in apart]:
         pairs = (f"{n} {ours.settings.get(n, 'default')} and {theirs.settings.get(n, 'default')}" for n in names)
         notes.append(f"Settings differ beside the variant: {', '.join(pairs)}.")

@@ -8,8 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .config.options import Options
-from .config.resolve import load_data, plan
-from .measuring import flops_per_token
+from .config.plan import DataFacts, Plan, facts_of, make_plan
+from .config.resolve import load_data
 from .models.loss_head import CHUNK_ROWS
 from .models.modeling_base import VariantLMHeadModel, recompute_blocks
 from .ranks import use_accelerator, world_size
@@ -25,48 +25,50 @@ BYTES_PER_LOGIT = 8  # of one chunk of the loss at its peak: logits in bf16, pro
 BYTES_PER_WEIGHT = 8  # of the loss head: its gradient in float32 and a chunk's part in bf16, the padded weight in bf16
 
 
-def describe(run: Options) -> str:
-    """The resolved `run` as text. Reads the data, except WikiText-103, whose size is known. Raises `UsageError`."""
-    if run.dataset == "wikitext-103":
-        blocks, vocabulary = WIKITEXT_TOKENS // run.block_size, GPT2_VOCABULARY
-        data_line = f"wikitext-103: about {blocks:,} blocks of {run.block_size} (not read for a dry run)"
+def describe(options: Options) -> str:
+    """What `options` ask for, as text. Reads the data, but for WikiText-103, of known size. Raises `UsageError`."""
+    if options.dataset == "wikitext-103":
+        blocks, vocabulary = WIKITEXT_TOKENS // options.block_size, GPT2_VOCABULARY
+        description = f"wikitext-103: about {blocks:,} blocks of {options.block_size} (not read for a dry run)"
+        facts = DataFacts(blocks, None, description, None)
     else:
-        data = load_data(run)
-        blocks, vocabulary, data_line = len(data.train), data.vocab_size, data.description
-    config = run.make_config(vocabulary)
+        data = load_data(options)
+        facts, vocabulary = facts_of(data), data.vocab_size
+    plan = make_plan(options, facts, options.make_config(vocabulary), world_size())
     with torch.device("meta"):
-        model = run.spec.model_class(config)
-    steps, ds_config = plan(run, blocks)
-    batch = ds_config["train_batch_size"]
-    parameters = model.num_parameters()
-    positions = model.positions(run.block_size)
-    flops = flops_per_token(parameters, config.n_layer, config.n_embd, run.block_size, positions)
-    micro = ds_config["train_micro_batch_size_per_gpu"]
-    warmup = ds_config.get("scheduler", {}).get("params", {}).get("warmup_num_steps", 0)
-    accumulation = ds_config["gradient_accumulation_steps"]
+        model = plan.spec.model_class(plan.model_config())
+    tokens = plan.total_steps * plan.train_batch_size * plan.block_size
+    settings = ", ".join(f"{k} {v}" for k, v in plan.optimizer["params"].items())
+    rate = "by its schedule" if plan.learning_rate is None else f"{plan.learning_rate:g}"
     lines = [
-        f"variant            {run.variant}: {run.spec.summary}",
-        f"data               {data_line}",
-        f"parameters         {parameters:,}",
-        f"steps              {steps:,} of {batch} x {run.block_size} tokens, {warmup:,} of them warm-up",
-        f"training tokens    {steps * batch * run.block_size:,}",
-        f"FLOPs per token    {flops:.4g} (6N + 12LES per position, {positions} positions a sequence)",
-        f"FLOPs in all       {flops * steps * batch * run.block_size:.4g}",
-        f"batch              {batch} = {micro} per GPU x {accumulation} accumulated x {world_size()} GPUs",
-        *memory_table(run, model, ds_config),
+        f"variant            {plan.variant}: {plan.spec.summary}",
+        f"data               {plan.data}",
+        f"parameters         {plan.num_parameters:,}",
+        f"steps              {plan.total_steps:,} of {plan.train_batch_size} x {plan.block_size} tokens, "
+        f"{plan.warmup_steps:,} of them warm-up",
+        f"training tokens    {tokens:,}",
+        f"FLOPs per token    {plan.flops_per_token:.4g} (6N + 12LES per position, "
+        f"{model.positions(plan.block_size)} positions a sequence)",
+        f"FLOPs in all       {plan.flops_per_token * tokens:.4g}",
+        f"batch              {plan.train_batch_size} = {plan.per_device_train_batch_size} per GPU x "
+        f"{plan.gradient_accumulation_steps} accumulated x {plan.world_size} GPUs",
+        f"optimizer          {plan.optimizer['type']}, learning rate {rate}, weight decay {plan.weight_decay:g}, "
+        f"clipping {plan.gradient_clipping:g}" + (f" ({settings})" if settings else ""),
+        f"schedule           {plan.schedule['type']}",
+        f"precision          {plan.precision}",
+        f"chosen for you     {', '.join(plan.chosen) or 'nothing'}",
+        *memory_table(plan, model),
         "DeepSpeed config",
-        json.dumps(ds_config, indent=2),
+        json.dumps(plan.ds_config, indent=2),
     ]
     return "\n".join(lines)
 
 
-def memory_table(run: Options, model: VariantLMHeadModel, ds_config: dict) -> list[str]:
+def memory_table(plan: Plan, model: VariantLMHeadModel) -> list[str]:
     """Estimated memory for 1 to 1,024 GPUs and every ZeRO stage, as lines of text; the run's own stage is marked."""
     total = model.num_parameters()
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
-    zero = ds_config.get("zero_optimization", {})
-    offloaded = any(zero.get(part, {}).get("device") == "cpu" for part in ("offload_optimizer", "offload_param"))
-    own = "offload" if offloaded else f"ZeRO {zero['stage']}" if zero.get("stage") else "no ZeRO"
+    own = "offload" if plan.offload else f"ZeRO {plan.zero_stage}" if plan.zero_stage else "no ZeRO"
     choices = {f"ZeRO {stage}": (stage, False) for stage in (1, 2, 3)} | {"offload": (3, True)}
     if own == "no ZeRO":
         choices = {own: (0, False), **choices}
@@ -79,10 +81,10 @@ def memory_table(run: Options, model: VariantLMHeadModel, ds_config: dict) -> li
         + "".join(f"{h:>9}" for h in heads)
         + f"{'CPU of a node, offload':>24}",
     ]
-    batch, accumulation = ds_config["train_batch_size"], ds_config["gradient_accumulation_steps"]
+    batch, accumulation = plan.train_batch_size, plan.gradient_accumulation_steps
     for gpus in NUMBERS_OF_GPUS:
         micro = max(batch // (gpus * accumulation), 1)
-        activations = activation_bytes(model, micro, run.block_size, run.gradient_checkpointing)
+        activations = activation_bytes(model, micro, plan.block_size, plan.gradient_checkpointing)
         states = {name: model_state_bytes(total, largest, gpus, *choice) for name, choice in choices.items()}
         lines.append(
             f"{'':19}{gpus:>5,} {micro:>9} {activations / GIB:>11.1f}"

@@ -10,6 +10,25 @@ from typing import IO
 LOCK = ".lock"
 
 
+def write_aside(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all, also when the machine dies meanwhile; its folder is made.
+
+    The file is written beside its place, put on the disk, and renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
 def new_folder_faults(folder: Path) -> list[str]:
     """What stands in the way of making `folder`: it exists, or its place cannot be written."""
     if folder.exists():

@@ -5,9 +5,11 @@ all parameters with the tied embedding counted once, attention counted in full t
 dense bf16 peak.
 """
 
+import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 # Dense bf16 peak in FLOP/s, from NVIDIA's data sheets; the first name that the device's name contains counts.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -59,6 +61,15 @@ class Stopwatch:
     def stop(self) -> None:
         """Count no more, until the next `start`."""
         self._before, self._since = self.elapsed, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count no seconds inside."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
 
     @property
     def elapsed(self) -> float:

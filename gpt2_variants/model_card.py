@@ -1,12 +1,13 @@
 """The page that a pushed model shows on the Hub: what it is, how well it does, how it was trained, how to load it."""
 
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from .config.saved_plan import saved_plan
 from .data import SourceName, source_name
+from .records import read_facts
 from .registry import VARIANTS, Variant
 
 LICENSE = "apache-2.0"
@@ -17,15 +18,15 @@ def write_card(run_folder: Path, name: str, pictures: list[tuple[str, str]]) -> 
     """The model card of a finished run, Markdown with the Hub's metadata at its head.
 
     Args:
-        run_folder: holds `run.json` and `ds_config.json`.
+        run_folder: holds `run.json`.
         name: the repository's full name.
         pictures: (file name, caption) of images that lie beside the card.
     """
-    facts = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    ds_config = json.loads((run_folder / "ds_config.json").read_text(encoding="utf-8"))
-    variant, source = VARIANTS[facts["variant"]], source_name(facts["options"]["dataset"])
+    facts = read_facts(run_folder)
+    plan = saved_plan(run_folder, facts)
+    variant, source = VARIANTS[plan["variant"]], source_name(plan["dataset"])
     parts = [
-        f"---\n{_metadata(facts, variant, source, name)}\n---",
+        f"---\n{_metadata(facts, plan, source, name)}\n---",
         f"# {name.split('/')[-1]}",
         f"A GPT-2 variant, `{variant.name}`, trained with gpt2_variants: {variant.summary}.",
         _idea(variant),
@@ -35,18 +36,18 @@ def write_card(run_folder: Path, name: str, pictures: list[tuple[str, str]]) -> 
         "## Use",
         _use(variant, name),
         "## Training",
-        _recipe(facts, ds_config, source),
+        _recipe(facts, plan, source),
         "## License",
         "Weights and code: Apache 2.0. The training text has a license of its own.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(facts: dict[str, Any], variant: Variant, source: SourceName, name: str) -> str:
+def _metadata(facts: dict[str, Any], plan: dict[str, Any], source: SourceName, name: str) -> str:
     """YAML by which the Hub shows task, data set and evaluation results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    start = facts["options"].get("init_from")
+    variant, start = VARIANTS[plan["variant"]], plan.get("init_from")
     results = []
     for stream, task, task_name in (
         ("eval_", "text-generation", "next token"),
@@ -127,30 +128,45 @@ def _use(variant: Variant, name: str) -> str:
     return "\n".join(lines)
 
 
-def _recipe(facts: dict[str, Any], ds_config: dict[str, Any], source: SourceName) -> str:
-    options, start = facts["options"], facts["starts"][-1]
-    optimizer, scheduler = ds_config["optimizer"]["params"], ds_config.get("scheduler", {}).get("params", {})
-    zero = ds_config.get("zero_optimization", {}).get("stage", 0)
-    tokenizer = source_name(options["tokenizer"]) if options["tokenizer"] != "builtin" else SourceName("builtin")
-    data = facts["data"].replace(options["dataset"], source.name, 1).replace(options["tokenizer"], tokenizer.name)
+def _recipe(facts: dict[str, Any], plan: dict[str, Any], source: SourceName) -> str:
+    """How it was trained, as a table, from the plan alone; what an older record does not tell is left out."""
+    start, best = facts["starts"][-1], facts.get("best")
+    tokenizer = source_name(plan["tokenizer"]) if plan["tokenizer"] != "builtin" else SourceName("builtin")
     rows = {
-        "data": data,
-        "start": f"warm, from {source_name(options['init_from']).name}"
-        if options.get("init_from")
-        else "random weights",
-        "parameters": f"{facts['num_parameters']:,}",
-        "training FLOPs per token": f"{facts['flops_per_token']:.4g}",
-        "batch": f"{ds_config['train_batch_size']} sequences of {options['block_size']} tokens a step",
-        "optimizer": f"AdamW, learning rate {optimizer.get('lr')}, weight decay {optimizer.get('weight_decay')}, "
-        f"gradients clipped at {ds_config.get('gradient_clipping')}",
-        "schedule": f"{scheduler.get('warmup_num_steps')} of {scheduler.get('total_num_steps')} steps linear warm-up, "
-        "linear decay to 0",
-        "precision": "bf16, float32 master weights" if ds_config.get("bf16", {}).get("enabled") else "float32",
-        "seed": options["seed"],
-        "hardware": f"{start['world_size']} x {start['device']}, DeepSpeed ZeRO {zero}",
+        "data": plan["data"].replace(plan["dataset"], source.name, 1).replace(plan["tokenizer"], tokenizer.name),
+        "start": f"warm, from {source_name(plan['init_from']).name}" if plan.get("init_from") else "random weights",
+        "parameters": f"{plan['num_parameters']:,}",
+        "training FLOPs per token": f"{plan['flops_per_token']:.4g}",
+        "batch": f"{plan['train_batch_size']} sequences of {plan['block_size']} tokens a step",
+        "optimizer": _optimizer(plan),
+        "schedule": _schedule(plan),
+        "precision": "bf16, float32 master weights" if plan["precision"] == "bf16" else plan["precision"],
+        "seed": plan["seed"],
+        "weights": f"those of step {best['step']}, where the validation loss was lowest" if best else None,
+        "hardware": f"{start['world_size']} x {start['device']}, DeepSpeed ZeRO {plan['zero_stage']}",
         "seconds of training": f"{facts['train_seconds']:,.0f}" if facts.get("train_seconds") else None,
+        "chosen by the preset": ", ".join(plan["chosen"]) if plan.get("chosen") else None,
         "versions": ", ".join(f"{package} {version}" for package, version in facts["versions"].items()),
         "commit": facts.get("git_commit"),
     }
     lines = ["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items() if value is not None)]
     return "\n".join(lines)
+
+
+def _optimizer(plan: dict[str, Any]) -> str:
+    rate = plan["learning_rate"]
+    parts = [
+        plan["optimizer"]["type"],
+        "rates by its schedule" if rate is None else f"learning rate {rate}",
+        f"weight decay {plan['weight_decay']}",
+        *(f"{name} {value}" for name, value in plan["optimizer"]["params"].items()),
+        f"gradients clipped at {plan['gradient_clipping']}" if plan["gradient_clipping"] else "gradients not clipped",
+    ]
+    return ", ".join(parts)
+
+
+def _schedule(plan: dict[str, Any]) -> str:
+    schedule, total = plan["schedule"], plan["total_steps"]
+    told = ("warmup_num_steps", "total_num_steps", "warmup_max_lr")
+    others = [f"{name} {value}" for name, value in schedule["params"].items() if name not in told]
+    return ", ".join([f"{schedule['type']}, {plan['warmup_steps']} of {total} steps warm-up", *others])

@@ -1,6 +1,16 @@
-"""Which rank this process is, of how many, on what."""
+"""Which rank this process is, of how many, on what; and what rank 0 decides for all."""
 
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .faults import UsageError
+
+T = TypeVar("T")
+# Device files of NVIDIA's driver, of AMD's, and of WSL's: without any of them no GPU can be reached from Linux.
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def main_rank() -> bool:
@@ -13,9 +23,36 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def use_accelerator() -> None:
-    """To be called before deepspeed is imported: on a CPU it is told so, and need not warn that it found nothing."""
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device. Where the system has no driver, torch need not be imported for the answer."""
+    if "torch" not in sys.modules and sys.platform == "linux" and not any(Path(p).exists() for p in DEVICE_FILES):
+        return False
     import torch
 
-    if not torch.cuda.is_available():
+    return torch.cuda.is_available()
+
+
+def use_accelerator() -> None:
+    """To be called before deepspeed is imported: on a CPU it is told so, and need not warn that it found nothing."""
+    if not has_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def decided_by_rank_0(decide: Callable[[], T]) -> T:
+    """Return on every rank what `decide` returns on rank 0. A collective.
+
+    Raises:
+        UsageError: `decide` raised it on rank 0; so that no rank waits for another.
+    """
+    import torch.distributed as dist
+
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = decide()
+        except UsageError as err:
+            told[1] = err.lines
+    dist.broadcast_object_list(told)
+    if told[1]:
+        raise UsageError(told[1])
+    return told[0]

@@ -1,4 +1,19 @@
-"""`run.json`, and what it tells of the machine and the packages."""
+"""`run.json`, and what it tells of the machine and the packages.
+
+Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
+
+- `schema`: 2.
+- `status`: running, finished, interrupted or failed; `reason`: why, in words, or null.
+- `plan`: what the run is, every field of `config.plan.Plan` with its value.
+- `asked`: option -> value, what was asked for on the command line, and the preset.
+- `options`: all options with their values as resolved; `deepspeed_json`: the DeepSpeed JSON as it was given.
+- `variant`, `data`, `data_fingerprint`, `num_parameters`, `flops_per_token`: of the plan.
+- `unigram_perplexity`, `versions`, `git_commit`: of the data, the packages and the code.
+- `starts`: one entry for each session: `time`, `world_size`, `device`, `resumed_from`, what `changed` since the
+  checkpoint, and the seconds until the first step.
+- `best`: step and figures of the best evaluation, with `--load_best_model_at_end`.
+- `final_eval`, `train_seconds`: of a finished run, of the weights that were exported.
+"""
 
 import contextlib
 import importlib.metadata
@@ -9,7 +24,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
+from .folders import write_aside
+
+SCHEMA = 2
 
 
 class RunRecord:
@@ -27,12 +44,43 @@ class RunRecord:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as `name` in the run's folder, whole or not at all."""
-        if not self._writes:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{name}.tmp")
-        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, self.path.with_name(name))
+        if self._writes:
+            write_aside(self.path.with_name(name), json.dumps(value, indent=2) + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts of the `run.json` in a run's folder.
+
+    Raises:
+        ValueError: it is no JSON object; says what to do.
+        OSError: it cannot be read.
+    """
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{folder}: run.json cannot be read ({err}); restore it, or leave the run out") from err
+    if not isinstance(facts, dict):
+        raise ValueError(f"{folder}: run.json holds no JSON object; restore it, or leave the run out")
+    return facts
+
+
+def never_began(folder: Path) -> bool:
+    """Whether the run in `folder` ended before its first step, so that there is nothing of it to go on with."""
+    try:
+        status = read_facts(folder).get("status")
+    except (OSError, ValueError):
+        return False
+    metrics = folder / "metrics.jsonl"
+    trained = (metrics.is_file() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("*"))
+    return status in ("failed", "running") and not trained
+
+
+def asked_options(facts: dict[str, Any]) -> dict[str, Any]:
+    """Option -> value, what was asked of a run; of schema 1, which does not tell, all options that have a value."""
+    if "asked" in facts:
+        return dict(facts["asked"])
+    options = facts.get("options")
+    return {k: v for k, v in options.items() if v is not None} if isinstance(options, dict) else {}
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +91,8 @@ def versions() -> dict[str, str]:
 
 def device_name() -> str:
     """The GPU's name, or the CPU's."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     with contextlib.suppress(OSError):

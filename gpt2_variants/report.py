@@ -19,6 +19,7 @@ from .comparison import Difference, Group, Mean, SavedRun, Verdict
 from .config.options import Options
 from .evaluation import describe
 from .faults import UsageError
+from .folders import write_aside
 
 DEMO_PROMPT = "The following statement"  # the built-in corpus is Python's language reference
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well
@@ -607,11 +608,8 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
     text = "\n\n".join(parts)
     page = _page(title, words, tables, groups, "".join(model.html for model in learned))
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, content in (("report.html", page), ("report.md", text + "\n")):
-            aside = out / f".{name}.tmp"
-            aside.write_text(content, encoding="utf-8")
-            os.replace(aside, out / name)
+            write_aside(out / name, content)
     except OSError as err:
         raise UsageError([f"--output_dir {out}: cannot be written ({err.strerror}); give another folder"]) from err
     return Report(out / "report.html", out / "report.md", text)

@@ -4,22 +4,24 @@ import sys
 from pathlib import Path
 
 
-def main(argv: list[str] | None = None, program: str = "deepspeed train_ds.py") -> int:
+def main(argv: list[str] | None = None, program: str | None = None) -> int:
     """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted.
 
     Args:
         argv: the options; None: this process's.
-        program: what the user typed before them, for the help.
+        program: what the user typed before them, for the help; None: train_ds.py under DeepSpeed's launcher.
     """
-    from .config.command_line import parse
+    from .config.command_line import PROGRAM, parse
     from .faults import UsageError
     from .ranks import main_rank
 
     try:
-        run = parse(argv, program)
+        run = parse(argv, program or PROGRAM)
         if run.dry_run:
             from .dry_run import describe
+            from .training.trial import try_out
 
+            try_out(run)
             print(describe(run))
             return 0
         from .training.session import train

@@ -69,7 +69,7 @@ def test_the_presets_are_the_recipe_and_what_was_asked_for(benchmarks, monkeypat
         assert run.block_size == (512 if name == "duo_predict" else 1024)
         assert run.model_args == {}  # dropout 0.1
         assert cases[name].dtype == "bfloat16"
-        assert cases[name].ds_config()["gradient_accumulation_steps"] == 1
+        assert cases[name].plan.gradient_accumulation_steps == 1
         assert cases[name].reference == (None if name == "gpt2" else "gpt2")
     assert cases["duo_predict, dense mask"].reference == "duo_predict, plain loop"
 

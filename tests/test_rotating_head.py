@@ -201,23 +201,19 @@ def test_a_master_value_is_what_counts_and_the_gradient_goes_to_the_parameter():
 
 ENGINE = """
 import json, sys, torch
-from gpt2_variants.config.resolve import load_data
 from gpt2_variants.training.engine import init_distributed, make_engine
 from gpt2_variants.training.masters import float32_state_dict
 from gpt2_variants.training.seeds import seed_everything
-from gpt2_variants.training.session import _model_config
+from gpt2_variants.training.session import prepare
 from gpt2_variants.config.command_line import parse
-from gpt2_variants.config.resolve import plan
 from gpt2_variants.models.modeling_base import Float32Parameters
 options, = sys.argv[1:]
-run = parse(json.loads(options))
-data = load_data(run)
-config = _model_config(run, data)
-steps, ds_config = plan(run, len(data.train))
+data, plan = prepare(parse(json.loads(options)))
+config = plan.model_config()
 init_distributed()
-seed_everything(run.seed)
-initial = run.spec.model_class._from_config(config).state_dict()
-engine, masters = make_engine(run, config, ds_config)
+seed_everything(plan.seed)
+initial = plan.spec.model_class._from_config(config).state_dict()
+engine, masters = make_engine(plan)
 
 def compare(expected):
     for block in range(config.n_layer):

@@ -91,7 +91,7 @@ def test_losses_equal_a_plain_pytorch_loop(variant, tiny_run, ds_json, tmp_path)
 @pytest.mark.parametrize("steps", [1, 7, 30])
 @pytest.mark.parametrize("ratio", ["0", "0.1", "0.5"])
 def test_every_steps_learning_rate_is_transformers(steps, ratio, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, progress: None)
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, progress: False)
     train(tiny_run, tmp_path / "run", "--max_steps", str(steps), "--warmup_ratio", ratio, variant="gpt2")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=2e-3)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(float(ratio) * steps), steps)
@@ -338,9 +338,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tiny_run, tmp_path, capfd)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--seed", "7"), "seed=42, not"),
-        (("--train_batch_size", "16"), "train_batch_size=8"),
-        (("--block_size", "16"), "block_size=32"),
+        (("--seed", "7"), "was made with seed 42"),
+        (("--train_batch_size", "16"), "was made with train_batch_size 8"),
+        (("--block_size", "16"), "was made with block_size 32"),
         (("--deepspeed_config", {"zero_optimization": {"stage": 3}}), "ZeRO stage 1, and cannot go on at stage 3"),
     ],
 )
@@ -422,7 +422,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, monkeypatch
     def poisoned(self, micro_batches):
         if self.step == 7:
             with torch.no_grad():
-                self.model.transformer.ln_f.weight.fill_(math.nan)
+                self.engine.module.transformer.ln_f.weight.fill_(math.nan)
         return original(self, micro_batches)
 
     monkeypatch.setattr(loop.Loop, "_optimizer_step", poisoned)

@@ -1,45 +1,43 @@
 """What is wrong with a resolved run, as far as it can be known before the data are read."""
 
-import math
 import os
 import shutil
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from .. import hub_client, nodes, warm_start
 from ..data import check_source
 from ..faults import UsageError
 from ..folders import LOCK
 from ..ranks import main_rank, world_size
+from ..records import never_began
 from ..trackers.wandb import wandb_fault
-from .deepspeed_json import read_ds_config, resolve_ds_config
+from .deepspeed_json import compiles, resolve_ds_config, zero_stage
+from .optimizer_json import is_adam
 from .options import Options
 
 
 def faults(run: Options) -> list[str]:
     """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
-    number_faults = _number_faults(run)
-    model_faults = _model_faults(run)
-    lines = number_faults + model_faults
+    lines = model_faults = _model_faults(run)
     if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
         no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
-        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer)
+        lines = lines + check_source(run.dataset, None if no_tokenizer else run.tokenizer)
     try:
-        if number_faults:  # numbers that are wrong cannot be filled in
-            read_ds_config(run.ds_config_path())
-        else:
-            resolve_ds_config(run, world_size(), total_steps=1)
+        config = resolve_ds_config(run, world_size(), total_steps=run.max_steps or 1)
     except UsageError as err:
         lines += err.lines
     else:
-        if run.compile and run.zero_stage == 3:
+        if run.compile and zero_stage(config) == 3:
             lines.append(
                 "--compile: not with ZeRO stage 3, whose hooks around each module would be compiled anew for each; "
                 "leave it out, or give zero1.json or zero2.json"
             )
-        lines += _compiler_faults(run)
+        kind = config["optimizer"]["type"]
+        if run.apex in ("adam", "all") and not is_adam(kind):
+            lines.append(f"--apex {run.apex}: would put Adam in the place of {kind}; leave it out, or use AdamW")
+        if compiles(run, config):
+            lines += _compiler_faults()
     lines += _place_faults(run)
     return lines + _installation_faults(run) + _hub_faults(run)
 
@@ -54,8 +52,8 @@ def _hub_faults(run: Options) -> list[str]:
     return faults
 
 
-def _compiler_faults(run: Options) -> list[str]:
-    if run.compiles and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+def _compiler_faults() -> list[str]:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         return ["--compile (default on CUDA): torch.compile needs a C++ compiler; install g++, or give --no-compile"]
     return []
 
@@ -97,25 +95,6 @@ def _apex_fault() -> str | None:
     return None
 
 
-def _number_faults(run: Options) -> list[str]:
-    lines = []
-
-    def need(ok: Callable[[Any], bool], name: str, what: str) -> None:
-        value = getattr(run, name)
-        if value is not None and not ok(value):
-            lines.append(f"--{name} {value}: {what}")
-
-    counts = ("block_size", "train_batch_size", "per_device_train_batch_size", "max_steps")
-    for name in (*counts, "eval_steps", "save_steps", "logging_steps", "save_total_limit"):
-        need(lambda v: v >= 1, name, "at least 1 is needed")
-    need(lambda v: 0 < v < math.inf, "num_train_epochs", "more than 0 is needed")
-    need(lambda v: 0 <= v < math.inf, "learning_rate", "0 or more is needed, and finite")
-    need(lambda v: 0 <= v < math.inf, "weight_decay", "0 or more is needed, and finite")
-    need(lambda v: 0 <= v <= 1, "warmup_ratio", "a part of the steps: 0 to 1")
-    need(lambda v: 0 <= v < 2**32, "seed", "0 to 4294967295 is allowed")
-    return lines
-
-
 def _model_faults(run: Options) -> list[str]:
     from transformers.activations import ACT2FN
 
@@ -155,18 +134,21 @@ def _model_faults(run: Options) -> list[str]:
             f"--block_size {run.block_size}: the model has {config.n_positions} positions; a block size up to that, or "
             f"--model_args n_positions={run.block_size}"
         )
-    if run.block_size < 2:
-        lines.append(f"--block_size {run.block_size}: at least 2 tokens are needed, one to predict the next from")
     return lines
 
 
 def _place_faults(run: Options) -> list[str]:
     out = Path(run.output_dir)
+    if run.resumes and run.resume_from_checkpoint != "auto" and not Path(run.resume_from_checkpoint).is_dir():
+        return [
+            f"--resume_from_checkpoint {run.resume_from_checkpoint}: no such folder; auto, a run's folder, or a "
+            f"checkpoint such as {out}/checkpoints/step-00000500"
+        ]
     if run.dry_run:
         return []
     if out.exists() and not out.is_dir():
         return [f"--output_dir {out}: is a file; a folder is needed"]
-    if (out / "run.json").exists() and not run.resumes:
+    if (out / "run.json").exists() and not run.resumes and not never_began(out):
         return [
             f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
             "--resume_from_checkpoint auto"
@@ -176,9 +158,4 @@ def _place_faults(run: Options) -> list[str]:
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         return [f"--output_dir {out}: {parent} cannot be written; give another folder"]
-    if run.resumes and run.resume_from_checkpoint != "auto" and not Path(run.resume_from_checkpoint).is_dir():
-        return [
-            f"--resume_from_checkpoint {run.resume_from_checkpoint}: no such folder; auto, or a folder "
-            f"such as {out}/checkpoints/step-00000500"
-        ]
     return []

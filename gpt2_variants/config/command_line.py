@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import json
 import shutil
@@ -10,9 +11,12 @@ from typing import Any, NoReturn
 from ..faults import UsageError
 from ..registry import VARIANTS
 from .checks import faults
-from .options import Options
+from .options import Options, checked, option_fields
 from .presets import PRESETS
 from .resolve import resolve
+from .saved_run import go_on
+
+PROGRAM = "deepspeed train_ds.py"
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,11 +32,51 @@ class Parser(argparse.ArgumentParser):
         raise UsageError([f"{message} (see --help)"])
 
 
-# what an option is where the preset does not say it
+# What an option is where the preset does not say it.
 ELSEWHERE = {
     "block_size": "the variant's",
-    **dict.fromkeys(("train_batch_size", "learning_rate", "weight_decay"), "the DeepSpeed JSON's"),
+    **dict.fromkeys(
+        "train_batch_size learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
+        "lr_scheduler_type".split(),
+        "the JSON's",
+    ),
 }
+
+# What to give here -> names for it in other trainers, Hugging Face's before all.
+INSTEAD = {
+    "--learning_rate": "lr",
+    "--num_train_epochs": "epochs num_epochs",
+    "--max_steps": "max_train_steps",
+    "--train_batch_size": "batch_size",
+    "--per_device_train_batch_size": "per_gpu_train_batch_size",
+    "--per_device_eval_batch_size": "per_gpu_eval_batch_size eval_batch_size",
+    "--max_grad_norm": "gradient_clipping clip_grad",
+    "--warmup_steps": "num_warmup_steps",
+    "--lr_scheduler_type": "lr_scheduler scheduler",
+    "--deepspeed_config": "deepspeed config",
+    "--variant": "model model_type",
+    "--init_from": "model_name_or_path",
+    "--tokenizer": "tokenizer_name",
+    "--dataset": "dataset_name train_file data",
+    "--block_size": "max_seq_length max_length seq_length",
+    "--model_args": "config_overrides config_name",
+    "--output_dir": "run_name logging_dir out_dir",
+    "--resume_from_checkpoint": "resume",
+    "--compile": "torch_compile torch_compile_backend torch_compile_mode",
+    "--seed": "data_seed",
+    "--hub_private": "hub_private_repo",
+    "--attn_implementation": "attn_impl",
+    "--bf16, or --no-bf16 for float32": "fp16 tf32 fp16_full_eval bf16_full_eval half_precision_backend",
+    "--eval_steps: it evaluates every so many": "eval_strategy evaluation_strategy do_eval",
+    "--save_steps: it saves every so many": "save_strategy",
+    "--logging_steps: it logs every so many": "logging_strategy",
+    "--load_best_model_at_end: the lowest validation loss": "metric_for_best_model greater_is_better",
+    "a new --output_dir: a run is never overwritten": "overwrite_output_dir",
+    "nothing: training is what this command does": "do_train",
+    "an optimizer section in --deepspeed_config": "optim optim_args adafactor",
+    "it to the launcher: deepspeed --num_gpus N train_ds.py ...": "num_gpus num_nodes hostfile include exclude",
+}
+OTHER_NAMES = {name: instead for instead, names in INSTEAD.items() for name in names.split()}
 
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME", dict: "FIELD=VALUE"}
 
@@ -45,7 +89,7 @@ exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss wa
 130, 143 stopped by a signal, a checkpoint saved; 1 anything else. README.md, "Train", says more."""
 
 
-def make_parser(program: str = "deepspeed train_ds.py") -> argparse.ArgumentParser:
+def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
     parser = Parser(
         usage=f"{program} --variant NAME [options]",
@@ -54,7 +98,7 @@ def make_parser(program: str = "deepspeed train_ds.py") -> argparse.ArgumentPars
         add_help=False,
     )
     groups: dict[str, Any] = {}
-    for f in dataclasses.fields(Options):
+    for f in option_fields():
         title = f.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -67,8 +111,10 @@ def make_parser(program: str = "deepspeed train_ds.py") -> argparse.ArgumentPars
                 help_text += f": {', '.join(f.metadata['choices'])}"
         help_text = (help_text + _default_text(f)).replace("%", "%%")
         if f.type is bool:
-            action = argparse.BooleanOptionalAction if f.default is None else "store_true"
-            group.add_argument(f"--{f.name}", action=action, default=None, help=help_text)
+            # as in transformers: --x, --x true, --no_x; and as argparse has it: --no-x
+            group.add_argument(f"--{f.name}", nargs="?", const="true", metavar="BOOL", help=help_text)
+            off = [f"--no-{f.name}", f"--no_{f.name}"]
+            group.add_argument(*off, dest=f.name, action="store_const", const="false", help=argparse.SUPPRESS)
         elif f.type is dict:
             group.add_argument(f"--{f.name}", nargs="*", metavar=metavar, help=help_text)
         else:
@@ -92,51 +138,63 @@ def _default_text(f: dataclasses.Field) -> str:
     return f" (default: {', '.join(f'{preset} {value}' for preset, value in said.items())})"
 
 
-def parse(argv: list[str] | None = None, program: str = "deepspeed train_ds.py") -> Options:
+def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
     """The run that the command line asks for, resolved and checked. Raises `UsageError` with every fault at once."""
-    given = vars(make_parser(program).parse_args(argv))
+    known, unknown = make_parser(program).parse_known_args(argv)
+    given = vars(known)
     given.pop("local_rank")
-    values, lines = {}, []
-    for f in dataclasses.fields(Options):
+    lines = _unknown_faults(unknown)
+    values: dict[str, Any] = {}
+    for f in option_fields():
         if (text := given[f.name]) is None:
             continue
         try:
-            values[f.name] = _convert(f, text)
+            values[f.name] = _pairs(text) if f.type is dict else checked(f, text)
         except ValueError as err:
             lines.append(f"--{f.name} {err}")
-    if given["variant"] is None:
-        lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
-    if "variant" not in values or (given["preset"] is not None and "preset" not in values):
+    if unknown or (given["preset"] is not None and "preset" not in values):
         raise UsageError(lines)
-    run = resolve(Options(**values))
-    lines += faults(run)
+    try:
+        values = go_on(values)
+    except UsageError as err:
+        raise UsageError(lines + err.lines) from None
+    if given["variant"] is None and "variant" not in values:
+        lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
+    if "variant" not in values:
+        raise UsageError(lines)
+    options = resolve(Options(**values))
+    lines += faults(options)
     if lines:
         raise UsageError(lines)
-    return run
+    return options
 
 
-def _convert(f: dataclasses.Field, text: Any) -> Any:
-    choices = f.metadata["choices"]
-    if f.type is bool:
-        return text
-    if f.type is dict:
-        pairs = {}
-        for item in text:
-            key, sep, value = item.partition("=")
-            if not sep or not key:
-                raise ValueError(f"{item}: not of the form FIELD=VALUE, as in n_layer=8")
-            try:
-                pairs[key] = json.loads(value)
-            except json.JSONDecodeError:
-                pairs[key] = {"True": True, "False": False, "None": None}.get(value, value)
-        return pairs
-    if choices and text not in choices:
-        raise ValueError(f"{text}: not known; one of {', '.join(choices)}")
-    if f.type in (int, float):
+def _unknown_faults(words: list[str]) -> list[str]:
+    """A line for each option that is not known, with the one that was meant; and for values that belong to none."""
+    names = [f.name for f in option_fields()]
+    lines: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        name = word.lstrip("-").split("=", 1)[0].replace("-", "_")
+        if not word.startswith("--"):
+            if not before.startswith("--"):  # else it is the value of an option that is not known
+                lines.append(f"unrecognized arguments: {word}; options begin with -- (see --help)")
+        elif instead := OTHER_NAMES.get(name):
+            lines.append(f"--{name}: not an option here; give {instead} (see --help)")
+        elif near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+            lines.append(f"unrecognized arguments: {word}; did you mean --{near[0]}? (see --help)")
+        else:
+            lines.append(f"unrecognized arguments: {word} (see --help)")
+    return lines
+
+
+def _pairs(items: list[str]) -> dict[str, Any]:
+    pairs = {}
+    for item in items:
+        key, sep, value = item.partition("=")
+        if not sep or not key:
+            raise ValueError(f"{item}: not of the form FIELD=VALUE, as in n_layer=8")
         try:
-            return f.type(text)
-        except ValueError:
-            raise ValueError(f"{text}: not {'a whole number' if f.type is int else 'a number'}") from None
-    if not text:
-        raise ValueError("is empty: leave the option out, or give a value")
-    return text
+            pairs[key] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return pairs

@@ -1,28 +1,45 @@
 """The options of a run: one frozen dataclass, from which the command line derives."""
 
-from dataclasses import dataclass, field
+import dataclasses
+import difflib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import warm_start
 from ..registry import SIZES, VARIANTS, Variant
-from .deepspeed_json import DS_CONFIGS, read_ds_config
 from .presets import PRESETS
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
 
 APEX = ("layer_norm", "adam", "all")
+SCHEDULES = ("linear", "cosine", "constant_with_warmup", "constant")
+
+# What pydantic accepts as a value of an option.
+COUNT = Annotated[int, Field(ge=1)]
+RATE = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SHARE = Annotated[float, Field(ge=0, le=1)]
+BETA = Annotated[float, Field(ge=0, lt=1)]
+POSITIVE = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TEXT = Annotated[str, Field(min_length=1)]
 
 
-def option(default: Any = None, *, group: str, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A field of `Options` that is an option of the command line. None: what the preset or the DeepSpeed JSON says."""
-    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+def option(
+    default: Any = None, *, group: str, help: str, rule: Any = TEXT, choices: tuple[str, ...] | None = None
+) -> Any:
+    """Return a field of `Options` that the command line has. None: what the preset or the DeepSpeed JSON says.
+
+    `rule` is the type by which pydantic checks a value.
+    """
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices, "rule": rule})
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run, named as in Hugging Face's `TrainingArguments` where those have one.
+    """What is asked of a run, named as in Hugging Face's `TrainingArguments` where those have one.
 
     As parsed, None means "not asked for"; `resolve` fills in what the preset says.
     """
@@ -42,7 +59,7 @@ class Options:
     tokenizer: str = option(
         group="what to train", help="a folder, a Hub id, or builtin: a BPE trained on the training text"
     )
-    block_size: int = option(group="what to train", help="tokens per sequence")
+    block_size: int = option(group="what to train", rule=Annotated[int, Field(ge=2)], help="tokens per sequence")
     size: str = option(group="model", help="the model's size", choices=tuple(SIZES))
     model_args: dict = option(group="model", help="config fields, as in n_layer=8 resid_pdrop=0")
     init_from: str = option(
@@ -56,26 +73,55 @@ class Options:
         choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     )
     deepspeed_config: str = option(group="how to train", help="a DeepSpeed JSON (default: ds_configs/zero1.json)")
-    learning_rate: float = option(group="how to train", help="peak learning rate")
-    weight_decay: float = option(group="how to train", help="AdamW's decay, on matrices only")
-    warmup_ratio: float = option(group="how to train", help="part of the steps in which the rate rises linearly")
-    train_batch_size: int = option(group="how to train", help="sequences per optimizer step, over all GPUs")
-    per_device_train_batch_size: int = option(group="how to train", help="sequences per GPU and forward pass")
-    num_train_epochs: float = option(group="how to train", help="passes over the training data")
-    max_steps: int = option(group="how to train", help="optimizer steps; overrides the epochs")
+    learning_rate: float = option(group="how to train", rule=RATE, help="peak learning rate")
+    weight_decay: float = option(group="how to train", rule=RATE, help="the optimizer's decay, on matrices only")
+    adam_beta1: float = option(group="how to train", rule=BETA, help="Adam's first beta")
+    adam_beta2: float = option(group="how to train", rule=BETA, help="Adam's second beta")
+    adam_epsilon: float = option(group="how to train", rule=POSITIVE, help="Adam's epsilon")
+    max_grad_norm: float = option(group="how to train", rule=RATE, help="gradients are clipped to this norm; 0: not")
+    lr_scheduler_type: str = option(group="how to train", help="the schedule", choices=SCHEDULES)
+    warmup_ratio: float = option(group="how to train", rule=SHARE, help="part of the steps in which the rate rises")
+    warmup_steps: int = option(
+        group="how to train", rule=Annotated[int, Field(ge=0)], help="the same in steps, in place of the ratio"
+    )
+    train_batch_size: int = option(group="how to train", rule=COUNT, help="sequences per optimizer step, over all GPUs")
+    per_device_train_batch_size: int = option(
+        group="how to train", rule=COUNT, help="sequences per GPU and forward pass"
+    )
+    per_device_eval_batch_size: int = option(
+        group="how to train", rule=COUNT, help="the same in evaluations (default: as in training)"
+    )
+    gradient_accumulation_steps: int = option(
+        group="how to train", rule=COUNT, help="forward passes per optimizer step (default: what the batch needs)"
+    )
+    num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
+    max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
+    bf16: bool = option(group="how to train", help="compute in bf16, or in float32 (default: the JSON's)")
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(
         group="how to train", help="torch.compile of the blocks and the loss (default: on CUDA, but for ZeRO 3)"
     )
     apex: str = option(group="how to train", help="NVIDIA apex's fused kernels in place of PyTorch's", choices=APEX)
-    seed: int = option(42, group="how to train", help="of the initialisation, the data order and dropout")
-    eval_steps: int = option(group="what comes out", help="optimizer steps between evaluations")
-    save_steps: int = option(group="what comes out", help="optimizer steps between checkpoints")
-    logging_steps: int = option(group="what comes out", help="optimizer steps between lines of metrics")
-    save_total_limit: int = option(5, group="what comes out", help="checkpoints kept")
+    seed: int = option(
+        42,
+        group="how to train",
+        rule=Annotated[int, Field(ge=0, le=2**32 - 1)],
+        help="of the initialisation, the data order and dropout",
+    )
+    eval_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between evaluations")
+    save_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between checkpoints")
+    logging_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between log lines")
+    save_total_limit: int = option(5, group="what comes out", rule=COUNT, help="checkpoints kept")
+    load_best_model_at_end: bool = option(
+        False,
+        group="what comes out",
+        help="keep and export the weights of the lowest validation loss",
+    )
     output_dir: str = option(group="what comes out", help="the run's folder (default: runs/<variant>)")
     resume_from_checkpoint: str = option(
-        group="what comes out", help="auto: the newest valid checkpoint of the folder, or the start; or a checkpoint"
+        group="what comes out",
+        help="auto: the newest whole one of --output_dir, or the start; or a run's folder, or a checkpoint; what is "
+        "not asked for stays as it was",
     )
     report_to: str = option(
         "wandb",
@@ -94,6 +140,12 @@ class Options:
     hub_private: bool = option(False, group="what comes out", help="nobody else sees it on the Hub")
     dry_run: bool = option(False, group="what comes out", help="print what the run would be, and end")
 
+    # What the command line does not have: the options that were asked for, with their values; what the preset says
+    # beside them; and, of a run that is gone on with, its DeepSpeed JSON.
+    asked: dict = dataclasses.field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+    saved_ds_config: dict | None = None
+
     @property
     def spec(self) -> Variant:
         """The variant's record."""
@@ -109,32 +161,6 @@ class Options:
         """What the model is called on the Hub: `--hub_model_id`, or the name of the run's folder."""
         return self.hub_model_id or Path(self.output_dir).absolute().name
 
-    @property
-    def compiles(self) -> bool:
-        """Whether the blocks and the loss are compiled: as asked for, else on CUDA, but for ZeRO stage 3.
-
-        There DeepSpeed's hooks around each module are compiled too, anew for each of them.
-        """
-        if self.compile is None:
-            import torch
-
-            return torch.cuda.is_available() and self.zero_stage < 3
-        return self.compile
-
-    @property
-    def zero_stage(self) -> int:
-        """Of the DeepSpeed JSON. Raises `UsageError` where it cannot be read."""
-        section = read_ds_config(self.ds_config_path()).get("zero_optimization")
-        return section.get("stage", 0) if isinstance(section, dict) else 0
-
-    def ds_config_path(self) -> Path:
-        """The DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
-        given = self.deepspeed_config or "zero1.json"
-        for path in (Path(given), DS_CONFIGS / given, DS_CONFIGS / f"{given}.json"):
-            if path.is_file():
-                return path
-        return Path(given)
-
     def make_config(self, tokenizer_size: int) -> "GPT2Config":
         """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
         # As many positions as are trained: more would be exported as they were initialised.
@@ -145,3 +171,42 @@ class Options:
         config = self.spec.make_config(self.size, tokenizer_size, **fields)
         config.use_cache = False
         return config
+
+
+def option_fields() -> list[dataclasses.Field]:
+    """Return the fields of `Options` that are options of the command line, in its order."""
+    return [f for f in dataclasses.fields(Options) if "group" in f.metadata]
+
+
+def checked(f: dataclasses.Field, value: Any) -> Any:
+    """Return `value`, which may be text, as a value of the option `f`.
+
+    Raises:
+        ValueError: it is none; the message begins with the value and says what is allowed.
+    """
+    choices = f.metadata["choices"]
+    if choices is not None:
+        if value in choices:
+            return value
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{value}: not known{meant}; one of {', '.join(choices)}")
+    rule = bool if f.type is bool else f.metadata["rule"]
+    try:
+        return TypeAdapter(rule).validate_python(value)
+    except ValidationError as err:
+        (error,) = err.errors(include_url=False)
+        limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in error.get("ctx", {}).items()}
+        what = {
+            "string_too_short": "is empty: leave the option out, or give a value",
+            "bool_parsing": "true or false is needed",
+            "int_parsing": "not a whole number",
+            "int_from_float": "not a whole number",
+            "float_parsing": "not a number",
+            "finite_number": "a finite number is needed",
+            "greater_than_equal": f"at least {limits.get('ge')} is needed",
+            "greater_than": f"more than {limits.get('gt')} is needed",
+            "less_than_equal": f"at most {limits.get('le')} is allowed",
+            "less_than": f"less than {limits.get('lt')} is needed",
+        }.get(error["type"], error["msg"])
+        raise ValueError(f"{value}: {what}" if value != "" else what) from None

@@ -1,4 +1,4 @@
-"""What a preset says."""
+"""What a preset says, and the recipe that stands in where neither an option nor the DeepSpeed JSON says a number."""
 
 from typing import Any
 
@@ -31,4 +31,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         # (validation perplexity 360 instead of 250). Dropout costs a quarter of a CPU step.
         "model_args": {"initializer_range": 0.05, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     },
+}
+
+# What of a preset suits its own size alone: a model of another size keeps GPT-2's settings and the JSON's rate.
+OF_ITS_SIZE = ("model_args", "learning_rate")
+
+# The published recipe's value of each number that a DeepSpeed JSON may leave to "auto", or leave out where DeepSpeed
+# has no default that anyone would want.
+RECIPE: dict[str, Any] = {
+    "lr": 1e-4,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "gradient_clipping": 1.0,
+    "train_batch_size": 64,
+    "warmup_ratio": 0.1,
 }

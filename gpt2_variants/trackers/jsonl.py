@@ -1,9 +1,10 @@
 """`metrics.jsonl`, which every run writes."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ..folders import write_aside
 
 
 class JsonlTracker:
@@ -19,9 +20,7 @@ class JsonlTracker:
                     continue  # the half line of a killed process
                 if record["step"] <= resume_step:
                     kept.append(line + "\n")
-            aside = path.with_suffix(".tmp")
-            aside.write_text("".join(kept), encoding="utf-8")
-            os.replace(aside, path)
+            write_aside(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:

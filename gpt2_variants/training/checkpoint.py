@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import torch
 import torch.distributed as dist
 
+from ..folders import write_aside
+
 MANIFEST = "manifest.json"
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
 _TEMPORARY = ".tmp-"
@@ -46,6 +48,7 @@ def save(
     client_state: dict[str, Any],
     manifest: dict[str, Any],
     keep: int,
+    keep_too: int | None,
     describe_model: Callable[[Path], None],
     at_least_bytes: int,
 ) -> None:
@@ -56,7 +59,8 @@ def save(
         manifest: readable facts to store beside the file list (what the run is, its world size).
         describe_model: writes what the weights alone do not tell (config, tokenizer) to the folder it is given, so that
             a model can be made of the checkpoint alone. Called on rank 0.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay: the newest.
+        keep_too: the step of one that stays beside them.
         at_least_bytes: what the checkpoint surely takes on the disk.
 
     Raises:
@@ -81,8 +85,8 @@ def save(
     if dist.get_rank() == 0:  # save_checkpoint ended with a barrier: the files of all ranks are there
         describe_model(temporary / MODEL)
         _publish(temporary, root / name_of(step), {"step": step, **manifest})
-        _write_atomically(root / "latest", name_of(step))
-        _prune(root, keep)
+        write_aside(root / "latest", name_of(step))
+        _prune(root, keep, keep_too)
     dist.barrier()
 
 
@@ -93,7 +97,7 @@ def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
             digest = _sha256(f)
             os.fsync(f.fileno())
         files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    _write_atomically(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+    write_aside(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
     if final.exists():  # a broken one of the same step, which this run fell back from
         shutil.rmtree(final)
     os.rename(temporary, final)
@@ -106,23 +110,30 @@ def _sha256(f: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def _prune(root: Path, keep: int) -> None:
-    for old in sorted(root.glob("step-*"))[:-keep]:
+def _prune(root: Path, keep: int, keep_too: int | None) -> None:
+    others = [path for path in root.glob("step-*") if keep_too is None or path.name != name_of(keep_too)]
+    for old in sorted(others)[:-keep]:
         shutil.rmtree(old)
+
+
+def set_aside(root: Path, first_step: int) -> Path | None:
+    """Move the checkpoints under `root` from `first_step` on to a new folder there; that folder, None if none is.
+
+    Nothing takes them for checkpoints of the run any more, and nothing deletes them.
+    """
+    later = [path for path in sorted(root.glob("step-*")) if path.name >= name_of(first_step)]
+    if not later:
+        return None
+    number = 1 + max((int(path.name.rpartition("-")[2]) for path in root.glob("set-aside-*")), default=0)
+    aside = root / f"set-aside-{number:03d}"
+    aside.mkdir()
+    for path in later:
+        path.rename(aside / path.name)
+    if left := sorted(root.glob("step-*")):
+        write_aside(root / "latest", left[-1].name)
+    else:
+        (root / "latest").unlink(missing_ok=True)
+    return aside
 
 
 def fault_of(checkpoint: Path) -> str | None:
@@ -187,7 +198,10 @@ def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
         pickle.UnpicklingError: a file holds more than tensors and plain values; nothing of it was run.
     """
     with _weights_only():
-        path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        # the schedule is not loaded: it may be another one from here on
+        path, client_state = engine.load_checkpoint(
+            str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False
+        )
     if path is None:
         raise RuntimeError(f"DeepSpeed could not load {checkpoint}")
     return client_state
@@ -245,12 +259,9 @@ def load_universal(engine: Any, checkpoint: Path) -> dict[str, Any]:
         shutil.rmtree(universal, ignore_errors=True)
         _convert_to_universal(checkpoint, universal)
     dist.barrier()
-    # At stage 3 DeepSpeed gives every parameter group the options of the first one, and all parameters one and the same
-    # tensor that counts Adam's steps, which each of them then counts up.
-    options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     client_state = load(engine, universal)
-    for group, own in zip(engine.optimizer.param_groups, options, strict=True):
-        group.update({**own, "lr": group["lr"]})
+    # At stage 3 DeepSpeed gives all parameters one and the same tensor that counts Adam's steps, which each of them
+    # then counts up.
     for state in engine.optimizer.optimizer.state.values():
         if torch.is_tensor(state.get("step")):
             state["step"] = state["step"].clone()

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import GPT2Config
 
 from .. import nodes
-from ..config.options import Options
+from ..config.optimizer_json import for_deepspeed, make_schedule
+from ..config.plan import Plan
 from ..models.modeling_base import recompute_blocks
 from ..ranks import use_accelerator
 from ..warm_start import WarmStart
 from .masters import Float32Masters, float32_parameters
-from .optimizers import apex_adam, parameter_groups, take_over_schedule
+from .optimizers import apex_adam, parameter_groups
 from .seeds import seed_everything
 
 
@@ -60,27 +60,25 @@ def keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def make_engine(
-    run: Options, config: GPT2Config, ds_config: dict, warm: WarmStart | None = None, universal: bool = False
-) -> tuple[Any, "Float32Masters"]:
-    """DeepSpeed's engine around a new model, and that model's `Float32Masters`.
+def make_engine(plan: Plan, warm: WarmStart | None = None, universal: bool = False) -> tuple[Any, Float32Masters]:
+    """DeepSpeed's engine around the new model of `plan`, and that model's `Float32Masters`.
 
     Args:
         universal: the engine is to load a checkpoint in DeepSpeed's universal format.
     """
     import deepspeed
 
-    seed_everything(run.seed)  # the same weights on every rank
-    model = run.spec.model_class._from_config(config, attn_implementation=run.attn_implementation)
+    seed_everything(plan.seed)  # the same weights on every rank
+    model = plan.spec.model_class._from_config(plan.model_config(), attn_implementation=plan.attn_implementation)
     if warm is not None:
         warm.apply(model)
-    if run.gradient_checkpointing:
+    if plan.gradient_checkpointing:
         recompute_blocks(model)
-    if run.apex in ("layer_norm", "all"):
+    if plan.apex in ("layer_norm", "all"):
         use_apex_layer_norm(model)
-    given, schedule = take_over_schedule(ds_config)
+    given, schedule = for_deepspeed(plan.ds_config), make_schedule(plan.ds_config)
     optimizer = None
-    if run.apex in ("adam", "all"):
+    if plan.apex in ("adam", "all"):
         optimizer, given = apex_adam(given), {k: v for k, v in given.items() if k != "optimizer"}
     if universal:
         given = {**given, "checkpoint": {**given.get("checkpoint", {}), "load_universal": True}}
@@ -89,18 +87,18 @@ def make_engine(
     unrounded = {name: p.detach().clone() for name, p in precise.items()}
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, ds_config),
+        model_parameters=parameter_groups(model, plan.weight_decay),
         optimizer=optimizer,
         config=given,
         lr_scheduler=schedule,
     )
-    if run.compiles:
+    if plan.compile:
         # in training and evaluation, of full and short batches: more kinds than dynamo's 8, beyond which it would go on
         # without compiling
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         engine.module.compile_parts()
-    seed_everything(run.seed + engine.global_rank)  # dropout differs between ranks
+    seed_everything(plan.seed + engine.global_rank)  # dropout differs between ranks
     return engine, Float32Masters(engine, unrounded)
 
 

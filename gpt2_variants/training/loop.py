@@ -1,12 +1,10 @@
 """The training loop."""
 
-import math
 import random
-import signal
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,10 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-from transformers import GPT2Config
 
-from ..config.options import Options
+from ..config.plan import Plan, as_dict
 from ..data import Data, GlobalBatchSampler, data_loader, eval_batches
 from ..evaluation import evaluate
-from ..folders import FolderLock
 from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
@@ -29,35 +25,12 @@ from ..warm_start import WarmStart
 from . import checkpoint
 from .engine import make_engine
 from .masters import float32_state_dict
+from .optimizers import reapply
+from .outcome import NOT_FINITE, NonFiniteLoss, Trained, say_interrupted, say_not_finite
 from .progress import Progress
-from .resume import identity, sharding
+from .resume import Start
 from .seeds import rng_state, seed_everything, set_rng_state
 from .stopping import Stopper
-
-NOT_FINITE = 3  # exit code: training stopped itself
-
-
-@dataclass
-class Trained:
-    """What a run leaves in memory.
-
-    Attributes:
-        exit_code: as in the interface: 0, 3, 130 or 143.
-        state_dict: float32 master weights on rank 0 of a finished run, else None.
-        lock: keeps other runs out of the folder until the export stands there.
-        config: the model's config.
-        tokenizer: the data's tokenizer.
-    """
-
-    exit_code: int
-    config: Any
-    tokenizer: Any
-    state_dict: dict[str, torch.Tensor] | None = None
-    lock: FolderLock | None = None
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss of an optimizer step was not finite."""
 
 
 class Loop:
@@ -65,185 +38,132 @@ class Loop:
 
     def __init__(
         self,
-        run: Options,
+        plan: Plan,
         data: Data,
-        config: GPT2Config,
-        ds_config: dict,
-        total_steps: int,
+        folder: Path,
         record: RunRecord,
         stopper: Stopper,
         warm: WarmStart | None,
-        resume_from: Path | None,
+        start: Start,
     ):
-        self.options, self.data, self.config, self.record, self.stopper = run, data, config, record, stopper
-        self.total_steps, self.resume_from = total_steps, resume_from
-        self.identity = identity(run, data, ds_config)
-        self.batch_size = ds_config["train_batch_size"]
-        self.micro_batch_size = ds_config["train_micro_batch_size_per_gpu"]
-        self.accumulation = ds_config["gradient_accumulation_steps"]
+        self.plan, self.data, self.folder, self.start = plan, data, folder, start
+        self.record, self.stopper = record, stopper
+        self.config = plan.model_config()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.root = Path(run.output_dir) / "checkpoints"
-        self.cut = sharding(ds_config)
-        saved_cut = checkpoint.read_manifest(resume_from)["cut"] if resume_from else self.cut
-        self.recut = saved_cut != self.cut
-        self.universal = self.recut and self.cut["zero_stage"] > 0
-        self.engine, self.float32_parameters = make_engine(run, config, ds_config, warm, self.universal)
-        self.model = self.engine.module
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
-        self.checkpoint_bytes = 12 * parameters  # float32 masters and AdamW's two moments, at least
-        self.steps_per_epoch = math.ceil(len(data.train) / self.batch_size)
+        self.root = folder / "checkpoints"
+        resharded = start.checkpoint is not None and start.sharding != plan.sharding()
+        self.universal = resharded and plan.zero_stage > 0
+        self.engine, self.masters = make_engine(plan, warm, self.universal)
         self.step = 0
         self.clock = Stopwatch()
+        self.logged = (0.0, 0)  # seconds and tokens at the last line of metrics
         self.trackers: list[Tracker] = []
         self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
         self.last_figures: dict[str, float] = {}
+        self.best: dict[str, Any] = {}  # step and figures of the best evaluation so far
 
     def run(self) -> Trained:
         """Train from the start or the checkpoint to the end, or until a signal or a loss that is not finite."""
-        if self.resume_from is not None:
-            self._resume(self.resume_from)
+        if self.start.checkpoint is not None:
+            self._resume(self.start.checkpoint)
         if self.rank == 0:
             self.trackers = self._open_trackers()
         trained = Trained(exit_code=0, config=self.config, tokenizer=self.data.tokenizer)
         try:
             signal_number = self._train()
         except NonFiniteLoss as err:
-            self.record.update(status="failed", reason=str(err))
             if self.rank == 0:
-                print(f"stopped: {err}", file=sys.stderr)
+                say_not_finite(self.record, err, self.folder, self.plan)
             trained.exit_code = NOT_FINITE
             return trained
         finally:
             for tracker in self.trackers:
                 tracker.close()
         if signal_number:
-            name = signal.Signals(signal_number).name
-            reason = f"{name} at step {self.step} of {self.total_steps}; a checkpoint was saved"
-            self.record.update(status="interrupted", reason=reason)
             if self.rank == 0:
-                print(f"interrupted: {reason}; go on with --resume_from_checkpoint auto", file=sys.stderr)
+                say_interrupted(self.record, signal_number, self.step, self.plan)
             trained.exit_code = 128 + signal_number
             return trained
-        trained.state_dict = float32_state_dict(self.engine)
-        if self.last_figures:  # a finished run that is resumed has nothing left to evaluate
-            self.record.update(final_eval=self.last_figures, train_seconds=round(self.clock.elapsed, 3))
+        trained.state_dict = self._weights_to_export()
         return trained
-
-    def _open_trackers(self) -> list[Tracker]:
-        folder = Path(self.options.output_dir)
-        trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", self.step)]
-        if self.options.report_to == "wandb":
-            new_id = f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
-            run_id = self.record.facts.get("wandb_run_id", new_id)
-            self.record.update(wandb_run_id=run_id)
-            trackers.append(WandbTracker(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
-        return trackers
 
     def _train(self) -> int:
         """Train to the last step; the number of the signal that ended it early, or 0."""
-        run = self.options
-        sampler = GlobalBatchSampler(
-            num_blocks=len(self.data.train),
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            rank=self.rank,
-            world_size=self.world,
-            seed=run.seed,
-            start_step=self.step,
-            num_steps=self.total_steps,
-        )
-        micro_batches = iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
-        progress = Progress(self.step, self.total_steps, shown=self.rank == 0)
+        batches = self._batches()
+        first_step = self.step + 1
         self.engine.train()
         self.clock.start()
-        window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
-        first_step = self.step + 1
-        with progress:
-            while self.step < self.total_steps:
-                began = time.perf_counter()
-                rate = self.engine.optimizer.param_groups[0]["lr"]
-                loss = self._optimizer_step(micro_batches)
-                self.step += 1
+        self.logged = (self.clock.elapsed, self._tokens(self.step))
+        with Progress(self.step, self.plan.total_steps, shown=self.rank == 0) as progress:
+            while self.step < self.plan.total_steps:
+                loss = self._optimizer_step(batches)
                 stop = self.stopper.agreed()
-                last = self.step == self.total_steps
-                due = {
-                    "log": self.step % run.logging_steps == 0 or last,
-                    "eval": self.step % run.eval_steps == 0 or last,
-                    "save": self.step % run.save_steps == 0 or last or bool(stop),
-                }
-                if any(due.values()):
+                log, evaluate, save = map(self._is_due, ("logging_steps", "eval_steps", "save_steps"))
+                if log or evaluate or save or stop:
                     self._check_finite()
                 if self.step == first_step:
-                    self._report_first_step(loss, began, progress)
-                if due["log"]:
-                    mean_loss = self._mean_loss(loss)  # waits for the device
-                    tokens, now = self._tokens(self.step), self.clock.elapsed
-                    speed = (tokens - window_tokens) / (now - window_start)
-                    self._log(self._training_record(mean_loss, rate, tokens, speed))
-                    progress.show(
-                        self.step,
-                        mean_loss,
-                        speed,
-                        eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed,
-                    )
-                self.clock.stop()
-                if due["eval"]:
-                    self._evaluate(progress)
-                if due["save"]:
-                    self._save()
-                self.clock.start()
-                if due["log"] or due["eval"] or due["save"]:
-                    window_start, window_tokens = self.clock.elapsed, self._tokens(self.step)
+                    self._report_first_step(loss, progress)
+                if log:
+                    self._log_training(loss, progress)
+                with self.clock.paused():
+                    is_best = self._evaluate(progress) if evaluate else False
+                    if save or stop or is_best:
+                        self._save()
                 if stop:
-                    self.clock.stop()
                     return stop
-        self.clock.stop()
         return 0
 
-    def _report_first_step(self, loss: torch.Tensor, began: float, progress: "Progress") -> None:
-        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
-        loss.item()
-        took, since_start = time.perf_counter() - began, time.time() - psutil.Process().create_time()
-        progress.note(
-            f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
-            + (", compiling" if self.options.compiles else "")
+    def _is_due(self, cadence: str) -> bool:
+        """Whether the step that was just taken is one of those, or the last one."""
+        return self.step % getattr(self.plan, cadence) == 0 or self.step == self.plan.total_steps
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """This rank's micro-batches, from the present step on."""
+        sampler = GlobalBatchSampler(
+            num_blocks=len(self.data.train),
+            batch_size=self.plan.train_batch_size,
+            micro_batch_size=self.plan.per_device_train_batch_size,
+            rank=self.rank,
+            world_size=self.world,
+            seed=self.plan.seed,
+            start_step=self.step,
+            num_steps=self.plan.total_steps,
         )
-        if self.rank == 0:
-            *earlier, start = self.record.facts["starts"]
-            start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
-            self.record.update(starts=[*earlier, start])
+        return iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
 
     def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
         """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
-        next_tokens = self._blocks_in_step(self.step) * (self.options.block_size - 1)
-        items = next_tokens / (self.world * self.accumulation)
+        accumulation = self.plan.gradient_accumulation_steps
+        next_tokens = self._blocks_in_step(self.step) * (self.plan.block_size - 1)
+        self.rate = self.engine.optimizer.param_groups[0]["lr"]
         total = torch.zeros((), device=self.engine.device)
-        for _ in range(self.accumulation):
+        for _ in range(accumulation):
             batch = next(micro_batches)
             loss = self.engine(
                 input_ids=batch["input_ids"].to(self.engine.device, non_blocking=True),
                 labels=batch["labels"].to(self.engine.device, non_blocking=True),
                 skip_logits=True,
-                num_items_in_batch=items,
+                num_items_in_batch=next_tokens / (self.world * accumulation),
             ).loss
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
-        self.float32_parameters.refresh()
-        total /= self.accumulation
+        self.masters.refresh()
+        self.step += 1
+        total /= accumulation
         bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
-        self.first_bad_step += bad * (self.step + 1)
+        self.first_bad_step += bad * self.step
         return total
 
     def _blocks_in_step(self, step: int) -> int:
         """Blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
-        first = step % self.steps_per_epoch * self.batch_size
-        return min(self.batch_size, len(self.data.train) - first)
+        first = step % self.plan.steps_per_epoch * self.plan.train_batch_size
+        return min(self.plan.train_batch_size, len(self.data.train) - first)
 
     def _tokens(self, steps: int) -> int:
         """Training tokens in the first `steps` optimizer steps."""
-        epochs, rest = divmod(steps, self.steps_per_epoch)
-        return (epochs * len(self.data.train) + rest * self.batch_size) * self.options.block_size
+        epochs, rest = divmod(steps, self.plan.steps_per_epoch)
+        return (epochs * len(self.data.train) + rest * self.plan.train_batch_size) * self.plan.block_size
 
     def _mean_loss(self, loss: torch.Tensor) -> float:
         loss = loss.clone()
@@ -255,34 +175,54 @@ class Loop:
         steps = self.first_bad_step.clone()
         dist.all_reduce(steps, op=dist.ReduceOp.MAX)
         if step := int(steps):
-            epoch, batch = divmod(step - 1, self.steps_per_epoch)
-            raise NonFiniteLoss(
-                f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite; the last checkpoint "
-                f'before it is kept: resume with a lower --learning_rate, or with "bf16": {{"enabled": false}}'
-            )
+            epoch, batch = divmod(step - 1, self.plan.steps_per_epoch)
+            raise NonFiniteLoss(f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite", step)
 
-    def _training_record(self, loss: float, rate: float, tokens: int, speed: float) -> dict[str, Any]:
+    def _report_first_step(self, loss: torch.Tensor, progress: Progress) -> None:
+        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
+        loss.item()
+        took, since_start = self.clock.elapsed - self.logged[0], time.time() - psutil.Process().create_time()
+        progress.note(
+            f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
+            + (", compiling" if self.plan.compile else "")
+        )
+        if self.rank == 0:
+            *earlier, start = self.record.facts["starts"]
+            start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
+            self.record.update(starts=[*earlier, start])
+
+    def _log_training(self, loss: torch.Tensor, progress: Progress) -> None:
+        """A line of metrics. Waits for the device."""
+        mean_loss = self._mean_loss(loss)
+        seconds, tokens = self.logged
+        self.logged = (self.clock.elapsed, self._tokens(self.step))
+        speed = (self.logged[1] - tokens) / (self.logged[0] - seconds)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         grad_norm = self.engine.get_global_grad_norm()
-        return {
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": None if grad_norm is None else float(grad_norm),
-            "epoch": round(self.step / self.steps_per_epoch, 4),
-            "tokens": tokens,
-            "tokens_per_second": round(speed, 1),
-            "mfu": None if peak is None else speed * self.record.facts["flops_per_token"] / (peak * self.world),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
+        self._log(
+            {
+                "loss": mean_loss,
+                "learning_rate": self.rate,
+                "grad_norm": None if grad_norm is None else float(grad_norm),
+                "epoch": round(self.step / self.plan.steps_per_epoch, 4),
+                "tokens": self.logged[1],
+                "tokens_per_second": round(speed, 1),
+                "mfu": None if peak is None else speed * self.plan.flops_per_token / (peak * self.world),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
+        )
+        left = self.plan.total_steps - self.step
+        progress.show(self.step, mean_loss, speed, eta=left * self.plan.train_batch_size * self.plan.block_size / speed)
 
     def _log(self, record: dict[str, Any]) -> None:
         record = {"step": self.step, "elapsed_seconds": round(self.clock.elapsed, 3), **record}
         for tracker in self.trackers:
             tracker.log(record)
 
-    def _evaluate(self, progress: "Progress") -> None:
+    def _evaluate(self, progress: Progress) -> bool:
+        """Evaluate, and log it; whether these weights are the best so far, and to be kept."""
         self.engine.eval()
-        batches = eval_batches(len(self.data.validation), self.micro_batch_size, self.rank, self.world)
+        batches = eval_batches(len(self.data.validation), self.plan.per_device_eval_batch_size, self.rank, self.world)
         with torch.no_grad():
             self.last_figures = evaluate(
                 lambda ids, labels: self.engine(input_ids=ids, labels=labels, return_token_scores=True).token_scores,
@@ -292,6 +232,14 @@ class Loop:
         self.engine.train()
         self._log(dict(self.last_figures))
         progress.note(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in self.last_figures.items()))
+        loss = self.last_figures["eval_loss"]
+        if not np.isfinite(loss):
+            raise NonFiniteLoss(f"the validation loss after step {self.step} is not finite", self.step + 1)
+        if not self.plan.load_best_model_at_end or loss >= self.best.get("eval_loss", np.inf):
+            return False
+        self.best = {"step": self.step, **self.last_figures}
+        self.record.update(best=self.best)
+        return True
 
     def _save(self) -> None:
         states: list[Any] = [None] * self.world
@@ -304,11 +252,13 @@ class Loop:
                 "step": self.step,
                 "elapsed_seconds": self.clock.elapsed,
                 "rng": states,
+                "best": self.best,
             },
-            manifest={"identity": self.identity, "cut": self.cut},
-            keep=self.options.save_total_limit,
+            manifest={"identity": self.plan.identity(), "cut": self.plan.sharding(), "plan": as_dict(self.plan)},
+            keep=self.plan.save_total_limit,
+            keep_too=self.best.get("step"),
             describe_model=self._describe_model,
-            at_least_bytes=self.checkpoint_bytes,
+            at_least_bytes=12 * self.plan.num_parameters,  # float32 masters and AdamW's two moments, at least
         )
 
     def _describe_model(self, folder: Path) -> None:
@@ -316,11 +266,50 @@ class Loop:
         self.config.to_json_file(folder / "config.json")
 
     def _resume(self, path: Path) -> None:
-        state = (checkpoint.load_universal if self.universal else checkpoint.load)(self.engine, path)
-        self.float32_parameters.refresh()
+        """Load a checkpoint; what is left of another branch of the run is moved aside."""
+        with reapply(self.engine, self.plan.ds_config, self.start.step):
+            state = (checkpoint.load_universal if self.universal else checkpoint.load)(self.engine, path)
+        self.masters.refresh()
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
+        if self.plan.load_best_model_at_end:
+            self.best = state.get("best", {})
         if len(state["rng"]) == self.world:
             set_rng_state(state["rng"][self.rank])
         else:  # the ranks see other sequences than those before: fresh dropout, and the same at each such resume
-            seed_everything(int(np.random.SeedSequence([self.options.seed, self.step, self.rank]).generate_state(1)[0]))
+            seed_everything(int(np.random.SeedSequence([self.plan.seed, self.step, self.rank]).generate_state(1)[0]))
+        own = path.parent == self.root.absolute()
+        if self.rank == 0:
+            aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0)
+            if aside is not None:
+                metrics = self.folder / "metrics.jsonl"
+                if metrics.is_file():
+                    shutil.copy2(metrics, aside)
+                print(
+                    f"{aside}: the checkpoints after step {self.step if own else 0}, of another branch", file=sys.stderr
+                )
+        dist.barrier()
+
+    def _open_trackers(self) -> list[Tracker]:
+        trackers: list[Tracker] = [JsonlTracker(self.folder / "metrics.jsonl", self.step)]
+        if self.plan.report_to == "wandb":
+            new_id = f"{self.plan.variant}-{random.SystemRandom().getrandbits(40):010x}"
+            run_id = self.record.facts.get("wandb_run_id", new_id)
+            self.record.update(wandb_run_id=run_id)
+            trackers.append(
+                WandbTracker(self.folder, self.folder.name, self.plan.spec.family, self.record.facts, run_id)
+            )
+        return trackers
+
+    def _weights_to_export(self) -> dict[str, torch.Tensor] | None:
+        """The float32 weights of the last step or, if asked for, of the best evaluation, on rank 0; and its figures."""
+        figures = {k: v for k, v in self.best.items() if k != "step"} or self.last_figures
+        if figures:  # a run that was killed between its last checkpoint and the export has nothing left to evaluate
+            self.record.update(final_eval=figures, train_seconds=round(self.clock.elapsed, 3))
+        if not self.best or self.best["step"] == self.step:
+            return float32_state_dict(self.engine)
+        if self.rank:
+            return None
+        kept = self.root / checkpoint.name_of(self.best["step"])
+        print(f"the best evaluation was at step {self.best['step']}: {kept} is exported", file=sys.stderr)
+        return checkpoint.float32_weights(kept, checkpoint.read_manifest(kept)["cut"]["zero_stage"])

@@ -1,9 +1,13 @@
-"""Optimizer and schedule, where DeepSpeed's own are not what the JSON says."""
+"""The optimizer's groups and settings, and its schedule on resuming."""
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+
+from ..config.optimizer_json import for_deepspeed, make_schedule
 
 
 def apex_adam(ds_config: dict) -> Callable:
@@ -15,9 +19,8 @@ def apex_adam(ds_config: dict) -> Callable:
     return lambda groups: FusedAdam(groups, adam_w_mode=True, **settings)
 
 
-def parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Decay on matrices only: biases and norms are vectors."""
-    decay = ds_config["optimizer"]["params"].get("weight_decay", 0.0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
@@ -25,21 +28,23 @@ def parameter_groups(model: nn.Module, ds_config: dict) -> list[dict[str, Any]]:
     ]
 
 
-def take_over_schedule(ds_config: dict) -> tuple[dict, Callable | None]:
-    """The config for DeepSpeed, and the schedule as a callable where the JSON states a linear warm-up and decay from 0.
+@contextlib.contextmanager
+def reapply(engine: Any, ds_config: dict, step: int) -> Iterator[None]:
+    """Load a checkpoint inside: optimizer and schedule stay set as `ds_config` says, and as after `step` steps.
 
-    DeepSpeed's own WarmupDecayLR runs one step late (the first two steps have rate 0) and refuses warm-ups of 0 or 1
-    steps; transformers' is the recipe's.
+    A checkpoint brings the rate, weight decay and schedule that it was made with; at ZeRO stage 3, and in the universal
+    format, it also gives every group of parameters the settings of the first one.
     """
-    scheduler = ds_config.get("scheduler", {})
-    params = scheduler.get("params", {})
-    linear = params.get("warmup_type") == "linear" and not params.get("warmup_min_lr")
-    if scheduler.get("type") != "WarmupDecayLR" or not linear:
-        return ds_config, None
-    from transformers import get_linear_schedule_with_warmup
-
-    optimizer = ds_config["optimizer"]
-    given = {k: v for k, v in ds_config.items() if k != "scheduler"}
-    given["optimizer"] = {**optimizer, "params": {**optimizer["params"], "lr": params["warmup_max_lr"]}}
-    warmup, total = params["warmup_num_steps"], params["total_num_steps"]
-    return given, lambda opt: get_linear_schedule_with_warmup(opt, warmup, total)
+    own = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in engine.optimizer.param_groups]
+    yield
+    rate = for_deepspeed(ds_config)["optimizer"]["params"]["lr"]
+    for group, settings in zip(engine.optimizer.param_groups, own, strict=True):
+        group.update({**settings, "lr": rate})
+    make = make_schedule(ds_config)
+    if make is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer takes no steps meanwhile
+        engine.lr_scheduler = make(engine.basic_optimizer)
+        for _ in range(step):
+            engine.lr_scheduler.step()

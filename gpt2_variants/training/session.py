@@ -8,53 +8,59 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from transformers import GPT2Config
 
 from .. import hub_client, nodes, warm_start
+from ..config.deepspeed_json import find_ds_config
 from ..config.options import Options
-from ..config.resolve import load_data, plan
+from ..config.plan import Plan, as_dict, facts_of, make_plan
+from ..config.resolve import load_data
 from ..data import Data, unigram_perplexity
 from ..faults import UsageError
 from ..folders import FolderLock
-from ..measuring import flops_per_token
-from ..ranks import main_rank, world_size
-from ..records import RunRecord, device_name, git_commit, versions
+from ..ranks import decided_by_rank_0, main_rank, world_size
+from ..records import SCHEMA, RunRecord, device_name, git_commit, versions
 from ..warm_start import WarmStart
 from .engine import init_distributed, keep_freed_memory
 from .loop import Loop, Trained
-from .resume import agree_on_checkpoint, identity, sharding
+from .resume import Start, agree_on_start
 from .stopping import Stopper
+from .trial import try_out
 
 
-def train(run: Options) -> Trained:
-    """Train a resolved `run` to its end, or until a signal or a loss that is not finite stops it.
+def train(options: Options) -> Trained:
+    """Train what resolved `options` ask for, to its end, or until a signal or a loss that is not finite stops it.
 
     Raises:
-        UsageError: data, tokenizer or checkpoint do not fit what was asked; nothing was written.
+        UsageError: optimizer, data, tokenizer or checkpoint do not fit what was asked; nothing was written.
     """
-    data = load_data(run)
-    config = _model_config(run, data)
-    total_steps, ds_config = plan(run, len(data.train))
+    try_out(options)
+    data, plan = prepare(options)
+    if main_rank() and plan.chosen:
+        print(f"--preset {options.preset} sets {', '.join(plan.chosen)}", file=sys.stderr)
+    config = plan.model_config()
     stopper = Stopper()
     init_distributed()
     keep_freed_memory()
-    if blind := nodes.nodes_without(Path(run.output_dir)):
+    folder = Path(options.output_dir)
+    if blind := nodes.nodes_without(folder):
         raise UsageError(
-            [f"--output_dir {run.output_dir}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
+            [f"--output_dir {folder}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
         )
-    resume_from = agree_on_checkpoint(run, identity(run, data, ds_config), sharding(ds_config))
-    warm = _warm_start(run, config) if resume_from is None else None
-    if run.push_to_hub:
-        _claim_repository(run)
-    lock = _lock(run)
-    record = _open_record(run, data, config, ds_config, resume_from)
+    start = agree_on_start(options, plan)
+    if _nothing_left(folder, plan, start):
+        return Trained(exit_code=0, config=config, tokenizer=data.tokenizer)
+    warm = _warm_start(options, config) if start.checkpoint is None else None
+    if options.push_to_hub:
+        decided_by_rank_0(functools.partial(_claim_repository, options))
+    lock = FolderLock(folder)
+    decided_by_rank_0(functools.partial(_lock, lock))
+    record = _open_record(options, plan, data, start)
     if warm is not None:
         record.update(warm_start=str(warm))
     stopper.when_stuck(functools.partial(_say_stuck, record))
     try:
-        loop = Loop(run, data, config, ds_config, total_steps, record, stopper, warm, resume_from)
+        loop = Loop(plan, data, folder, record, stopper, warm, start)
         return dataclasses.replace(loop.run(), lock=lock)
     except BaseException as err:
         with contextlib.suppress(OSError):  # on a full disk the status stays as it was
@@ -64,6 +70,12 @@ def train(run: Options) -> Trained:
         stopper.close()
 
 
+def prepare(options: Options) -> tuple[Data, Plan]:
+    """The data of resolved options, and the plan that they come to on the ranks there are. Raises `UsageError`."""
+    data = load_data(options)
+    return data, make_plan(options, facts_of(data), _model_config(options, data), world_size())
+
+
 def _say_stuck(record: RunRecord, number: int) -> None:
     name = signal.Signals(number).name
     record.update(
@@ -71,15 +83,34 @@ def _say_stuck(record: RunRecord, number: int) -> None:
     )
 
 
-def _model_config(run: Options, data: Data) -> GPT2Config:
-    config = run.make_config(data.vocab_size)
+def _nothing_left(folder: Path, plan: Plan, start: Start) -> bool:
+    """Whether the run has been trained to its end and exported; said on rank 0."""
+    if start.checkpoint is None or start.step < plan.total_steps or start.checkpoint.parent != _checkpoints(folder):
+        return False
+    record = RunRecord(folder, writes=False)
+    finished = record.facts.get("status") == "finished" and (folder / "model" / "config.json").is_file()
+    if finished and main_rank():
+        print(
+            f"{folder}: finished at step {start.step}, nothing is left to do; more --max_steps or --num_train_epochs "
+            f"train on, and python -m gpt2_variants push {folder} pushes it",
+            file=sys.stderr,
+        )
+    return finished
+
+
+def _checkpoints(folder: Path) -> Path:
+    return (folder / "checkpoints").absolute()
+
+
+def _model_config(options: Options, data: Data) -> GPT2Config:
+    config = options.make_config(data.vocab_size)
     mask_token_id = getattr(config, "mask_token_id", None)
     has_mask = mask_token_id is not None and data.tokenizer.mask_token_id == mask_token_id
-    needed = data.vocab_size + (0 if has_mask else run.spec.extra_vocabulary)
+    needed = data.vocab_size + (0 if has_mask else options.spec.extra_vocabulary)
     if config.vocab_size < needed:
         raise UsageError(
             [
-                f"--tokenizer {run.tokenizer}: needs a vocabulary of {needed} entries, the model has "
+                f"--tokenizer {options.tokenizer}: needs a vocabulary of {needed} entries, the model has "
                 f"vocab_size={config.vocab_size}; leave vocab_size out of --model_args, or give the model's tokenizer"
             ]
         )
@@ -87,12 +118,12 @@ def _model_config(run: Options, data: Data) -> GPT2Config:
     return config
 
 
-def _warm_start(run: Options, config: GPT2Config) -> WarmStart | None:
+def _warm_start(options: Options, config: GPT2Config) -> WarmStart | None:
     """What the model takes over from `--init_from`, said on rank 0. Raises `UsageError`."""
-    if run.init_from is None:
+    if options.init_from is None:
         return None
     try:
-        warm = warm_start.read(run.init_from, run.spec, config)
+        warm = warm_start.read(options.init_from, options.spec, config)
     except warm_start.WarmStartError as err:
         raise UsageError([str(err)]) from err
     if main_rank():
@@ -100,57 +131,52 @@ def _warm_start(run: Options, config: GPT2Config) -> WarmStart | None:
     return warm
 
 
-def _claim_repository(run: Options) -> None:
+def _claim_repository(options: Options) -> None:
     """Make the Hub repository that the run will be pushed to: the proof that it can be. Raises `UsageError`."""
-    fault: list[str | None] = [None]
-    if main_rank():
-        try:
-            hub_client.claim(run.hub_name, run.hub_private)
-        except hub_client.PushError as err:
-            fault = [f"--hub_model_id {run.hub_name}: cannot be made on the Hub: {err}"]
-    dist.broadcast_object_list(fault)
-    if fault[0]:
-        raise UsageError([fault[0]])
+    try:
+        hub_client.claim(options.hub_name, options.hub_private)
+    except hub_client.PushError as err:
+        raise UsageError([f"--hub_model_id {options.hub_name}: cannot be made on the Hub: {err}"]) from err
 
 
-def _lock(run: Options) -> FolderLock:
-    """The run's folder, locked by rank 0 against other runs; made if need be. Raises `UsageError` on all ranks."""
-    lock = FolderLock(Path(run.output_dir))
-    fault = [lock.acquire() if main_rank() else None]
-    dist.broadcast_object_list(fault)
-    if fault[0]:
-        raise UsageError([fault[0]])
-    return lock
+def _lock(lock: FolderLock) -> None:
+    """Lock the run's folder against other runs; it is made if need be. Raises `UsageError`."""
+    if fault := lock.acquire():
+        raise UsageError([fault])
 
 
-def _open_record(run: Options, data: Data, config: GPT2Config, ds_config: dict, resume_from: Path | None) -> RunRecord:
+def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunRecord:
     """Create the run's folder (rank 0), with `run.json` and `ds_config.json`."""
-    with torch.device("meta"):
-        model = run.spec.model_class(config)
-    num_parameters = model.num_parameters()
-    record = RunRecord(Path(run.output_dir), writes=main_rank())
-    start = {
+    record = RunRecord(Path(options.output_dir), writes=main_rank())
+    if not main_rank():
+        return record
+    if not options.resumes:
+        record.facts.clear()  # of a start that failed before its first step
+    this_start = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "world_size": world_size(),
+        "world_size": plan.world_size,
         "device": device_name(),
-        "resumed_from": str(resume_from) if resume_from else None,
+        "resumed_from": str(start.checkpoint) if start.checkpoint else None,
+        "changed": list(start.changes),
     }
-    if main_rank():
-        record.update(
-            status="running",
-            reason=None,
-            variant=run.variant,
-            options=dataclasses.asdict(run),
-            data=data.description,
-            data_fingerprint=data.fingerprint,
-            unigram_perplexity=unigram_perplexity(data.train, data.validation, data.vocab_size),
-            num_parameters=num_parameters,
-            flops_per_token=flops_per_token(
-                num_parameters, config.n_layer, config.n_embd, run.block_size, model.positions(run.block_size)
-            ),
-            versions=versions(),
-            git_commit=git_commit(),
-            starts=[*record.facts.get("starts", []), start],
-        )
-        record.write_json("ds_config.json", ds_config)
+    resolved = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("asked", "chosen", "saved_ds_config")}
+    record.update(
+        schema=SCHEMA,
+        status="running",
+        reason=None,
+        variant=plan.variant,
+        plan=as_dict(plan),
+        asked={**options.asked, "preset": options.preset},
+        options={k: getattr(plan, k, v) if v is None else v for k, v in resolved.items()},
+        deepspeed_json=find_ds_config(options)[1],
+        data=plan.data,
+        data_fingerprint=plan.data_fingerprint,
+        unigram_perplexity=unigram_perplexity(data.train, data.validation, data.vocab_size),
+        num_parameters=plan.num_parameters,
+        flops_per_token=plan.flops_per_token,
+        versions=versions(),
+        git_commit=git_commit(),
+        starts=[*record.facts.get("starts", []), this_start],
+    )
+    record.write_json("ds_config.json", plan.ds_config)
     return record

@@ -1,0 +1,66 @@
+"""A run that is gone on with says itself what it is: options that are not asked for anew stay as they were."""
+
+from pathlib import Path
+from typing import Any
+
+from ..faults import UsageError
+from ..records import asked_options, read_facts
+from .options import option_fields
+
+# What each start says for itself.
+OF_ONE_START = ("resume_from_checkpoint", "dry_run", "output_dir")
+# Two ways to say one thing: asking for one of them now replaces the other one.
+EITHER = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
+
+
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run's folder that `checkpoint` names or lies in; None where it belongs to no run."""
+    places = (checkpoint, checkpoint.parent, checkpoint.parent.parent)
+    return next((place for place in places if (place / "run.json").is_file()), None)
+
+
+def go_on(values: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for on the command line, and beside it what was asked of the run that it goes on with.
+
+    Args:
+        values: option -> value, as asked for now.
+
+    Returns:
+        The fields of `Options`, with `asked`, and with `saved_ds_config` where the run's own DeepSpeed JSON counts.
+
+    Raises:
+        UsageError: there is neither a variant nor a run that could say it, or its `run.json` cannot be read.
+    """
+    asked = {**values, "asked": {name: value for name, value in values.items() if name not in OF_ONE_START}}
+    resume = values.get("resume_from_checkpoint")
+    if resume is None:
+        return asked
+    if resume == "auto":
+        folder = Path(values.get("output_dir") or f"runs/{values.get('variant')}")
+        if "variant" not in values and not (folder / "run.json").is_file():
+            raise UsageError(
+                [f"--resume_from_checkpoint auto: {folder} holds no run to go on with; give its --output_dir"]
+            )
+    else:
+        found = run_folder_of(Path(resume).absolute())
+        if found is None:
+            return asked
+        folder = found
+    if not (folder / "run.json").is_file():
+        return asked
+    try:
+        facts = read_facts(folder)
+    except ValueError as err:
+        raise UsageError([f"--resume_from_checkpoint {resume}: {err}"]) from err
+    names = {f.name for f in option_fields()} - {*OF_ONE_START}
+    saved = {name: value for name, value in asked_options(facts).items() if name in names}
+    for pair in EITHER:
+        if values.keys() & pair:
+            saved = {name: value for name, value in saved.items() if name not in pair}
+    if "model_args" in values:
+        saved["model_args"] = {**saved.get("model_args", {}), **values["model_args"]}
+    both = {**saved, **asked["asked"], **({"model_args": saved["model_args"]} if "model_args" in saved else {})}
+    merged = {"output_dir": str(folder), **values, **both, "asked": both}
+    if "deepspeed_config" not in values:
+        merged["saved_ds_config"] = facts.get("deepspeed_json")
+    return merged

@@ -1,0 +1,69 @@
+"""How a session of training ends, in memory and in words."""
+
+import shlex
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.plan import Plan
+from ..config.presets import RECIPE
+from ..folders import FolderLock
+from ..records import RunRecord
+from . import checkpoint
+
+NOT_FINITE = 3  # exit code: training stopped itself
+
+
+@dataclass
+class Trained:
+    """What a run leaves in memory.
+
+    Attributes:
+        exit_code: as in the interface: 0, 3, 130 or 143.
+        state_dict: float32 master weights on rank 0 of a finished run, else None.
+        lock: keeps other runs out of the folder until the export stands there.
+        config: the model's config.
+        tokenizer: the data's tokenizer.
+    """
+
+    exit_code: int
+    config: Any
+    tokenizer: Any
+    state_dict: dict[str, torch.Tensor] | None = None
+    lock: FolderLock | None = None
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of an optimizer step, or of an evaluation, was not finite."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+def say_interrupted(record: RunRecord, signal_number: int, step: int, plan: Plan) -> None:
+    """Record and say that a signal ended the session after `step`, and how to go on. On rank 0."""
+    name = signal.Signals(signal_number).name
+    reason = f"{name} at step {step} of {plan.total_steps}; a checkpoint was saved"
+    record.update(status="interrupted", reason=reason)
+    print(f"interrupted: {reason}; go on with --resume_from_checkpoint auto", file=sys.stderr)
+
+
+def say_not_finite(record: RunRecord, err: NonFiniteLoss, folder: Path, plan: Plan) -> None:
+    """Record it, and say how to go on: from before the weights that gave that loss, at a lower rate. On rank 0.
+
+    The checkpoint of those weights is moved aside: with it the same loss would come again.
+    """
+    root = folder / "checkpoints"
+    aside = checkpoint.set_aside(root, err.step - 1)
+    moved = f"; the checkpoint that gave it was moved to {aside}" if aside else ""
+    record.update(status="failed", reason=f"{err}{moved}")
+    rate = RECIPE["lr"] if plan.learning_rate is None else min(plan.learning_rate / 10, 1e-3)
+    again = f"--resume_from_checkpoint auto --output_dir {shlex.quote(str(folder))} --learning_rate {rate:g}"
+    newest, _ = checkpoint.newest_valid(root)
+    begins = f"goes on from {newest.name}" if newest else "begins anew, since no earlier checkpoint is left"
+    print(f"stopped: {err}{moved}; a lower rate {begins}: {again}", file=sys.stderr)
