@@ -1,7 +1,6 @@
 """The training loop."""
 
 import math
-import random
 import signal
 import sys
 import time
@@ -23,8 +22,8 @@ from ..folders import FolderLock
 from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
-from ..trackers.tracker import Tracker
-from ..trackers.wandb import WandbTracker
+from ..trackers.registry import TRACKERS, parse_names
+from ..trackers.tracker import TrackedRun, Tracker
 from ..warm_start import WarmStart
 from . import checkpoint
 from .engine import make_engine
@@ -131,13 +130,16 @@ class Loop:
 
     def _open_trackers(self) -> list[Tracker]:
         folder = Path(self.options.output_dir)
-        trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", self.step)]
-        if self.options.report_to == "wandb":
-            new_id = f"{self.options.variant}-{random.SystemRandom().getrandbits(40):010x}"
-            run_id = self.record.facts.get("wandb_run_id", new_id)
-            self.record.update(wandb_run_id=run_id)
-            trackers.append(WandbTracker(folder, folder.name, self.options.spec.family, self.record.facts, run_id))
-        return trackers
+        tracked = TrackedRun(
+            folder=folder,
+            name=folder.name,
+            group=self.options.spec.family,
+            facts=self.record.facts,
+            resume_step=self.step,
+            remember=self.record.update,
+        )
+        names = parse_names(self.options.report_to)
+        return [JsonlTracker(folder / "metrics.jsonl", self.step), *(TRACKERS[name].open(tracked) for name in names)]
 
     def _train(self) -> int:
         """Train to the last step; the number of the signal that ended it early, or 0."""
