@@ -27,6 +27,7 @@ from ..trackers.tracker import TrackedRun, Tracker
 from ..warm_start import WarmStart
 from . import checkpoint
 from .engine import make_engine
+from .losses import StepLosses
 from .masters import float32_state_dict
 from .progress import Progress
 from .resume import identity, sharding
@@ -164,7 +165,7 @@ class Loop:
             while self.step < self.total_steps:
                 began = time.perf_counter()
                 rate = self.engine.optimizer.param_groups[0]["lr"]
-                loss = self._optimizer_step(micro_batches)
+                losses = self._optimizer_step(micro_batches)
                 self.step += 1
                 stop = self.stopper.agreed()
                 last = self.step == self.total_steps
@@ -176,15 +177,15 @@ class Loop:
                 if any(due.values()):
                     self._check_finite()
                 if self.step == first_step:
-                    self._report_first_step(loss, began, progress)
+                    self._report_first_step(losses, began, progress)
                 if due["log"]:
-                    mean_loss = self._mean_loss(loss)  # waits for the device
+                    means = losses.means()  # waits for the device
                     tokens, now = self._tokens(self.step), self.clock.elapsed
                     speed = (tokens - window_tokens) / (now - window_start)
-                    self._log(self._training_record(mean_loss, rate, tokens, speed))
+                    self._log(self._training_record(means, rate, tokens, speed))
                     progress.show(
                         self.step,
-                        mean_loss,
+                        means["loss"],
                         speed,
                         eta=(self.total_steps - self.step) * self.batch_size * run.block_size / speed,
                     )
@@ -202,9 +203,9 @@ class Loop:
         self.clock.stop()
         return 0
 
-    def _report_first_step(self, loss: torch.Tensor, began: float, progress: "Progress") -> None:
+    def _report_first_step(self, losses: StepLosses, began: float, progress: "Progress") -> None:
         """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
-        loss.item()
+        losses.of_rank.item()
         took, since_start = time.perf_counter() - began, time.time() - psutil.Process().create_time()
         progress.note(
             f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
@@ -215,27 +216,26 @@ class Loop:
             start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
             self.record.update(starts=[*earlier, start])
 
-    def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
+    def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> StepLosses:
+        """One optimizer step; this rank's part of its losses."""
         next_tokens = self._blocks_in_step(self.step) * (self.options.block_size - 1)
         items = next_tokens / (self.world * self.accumulation)
-        total = torch.zeros((), device=self.engine.device)
+        losses = StepLosses(self.accumulation, self.engine.device)
         for _ in range(self.accumulation):
             batch = next(micro_batches)
-            loss = self.engine(
+            output = self.engine(
                 input_ids=batch["input_ids"].to(self.engine.device, non_blocking=True),
                 labels=batch["labels"].to(self.engine.device, non_blocking=True),
                 skip_logits=True,
                 num_items_in_batch=items,
-            ).loss
-            self.engine.backward(loss)
+            )
+            self.engine.backward(output.loss)
             self.engine.step()
-            total += loss.detach()
+            losses.add(output)
         self.float32_parameters.refresh()
-        total /= self.accumulation
-        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        bad = ~torch.isfinite(losses.of_rank) & (self.first_bad_step == 0)
         self.first_bad_step += bad * (self.step + 1)
-        return total
+        return losses
 
     def _blocks_in_step(self, step: int) -> int:
         """Blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
@@ -246,11 +246,6 @@ class Loop:
         """Training tokens in the first `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return (epochs * len(self.data.train) + rest * self.batch_size) * self.options.block_size
-
-    def _mean_loss(self, loss: torch.Tensor) -> float:
-        loss = loss.clone()
-        dist.all_reduce(loss)
-        return loss.item() / self.world
 
     def _check_finite(self) -> None:
         """Raises NonFiniteLoss, on all ranks, if a step since the last check had a loss that is not finite."""
@@ -263,11 +258,11 @@ class Loop:
                 f'before it is kept: resume with a lower --learning_rate, or with "bf16": {{"enabled": false}}'
             )
 
-    def _training_record(self, loss: float, rate: float, tokens: int, speed: float) -> dict[str, Any]:
+    def _training_record(self, means: dict[str, Any], rate: float, tokens: int, speed: float) -> dict[str, Any]:
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         grad_norm = self.engine.get_global_grad_norm()
         return {
-            "loss": loss,
+            **means,
             "learning_rate": rate,
             "grad_norm": None if grad_norm is None else float(grad_norm),
             "epoch": round(self.step / self.steps_per_epoch, 4),
