@@ -72,6 +72,11 @@ def test_without_gradients_and_as_scores(chunk):
     scores = head(hidden, targets, with_correct=True)
     nll = F.cross_entropy((hidden @ head.weight.t()).mT, targets, ignore_index=IGNORE_INDEX, reduction="none")
     torch.testing.assert_close(scores.nll, nll, atol=1e-12, rtol=0)
+    weights = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1))
+    total, rows = head(hidden, targets, summed=True, weights=weights)
+    torch.testing.assert_close(rows, nll, atol=1e-12, rtol=0)
+    torch.testing.assert_close(total, (nll * weights).sum(), atol=1e-10, rtol=0)
+    assert not rows.requires_grad
     assert torch.equal(scores.valid, targets != IGNORE_INDEX)
     assert torch.equal(scores.correct, (hidden @ head.weight.t()).argmax(-1) == targets)
     got = torch.autograd.grad(scores.nll.sum(), (hidden, head.weight))
