@@ -36,8 +36,12 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb>=0.20"],
+        "tensorboard": ["tensorboard>=2.18"],
         "plot": ["matplotlib>=3.8"],
         "lm_eval": ["lm_eval[hf]>=0.4.13,<0.5"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff", "mypy>=2,<3", "accelerate>=1.1", "peft>=0.17"],
+        "dev": [
+            *("pytest>=8", "pytest-xdist>=3", "ruff", "mypy>=2,<3"),
+            *("accelerate>=1.1", "peft>=0.17", "tensorboard>=2.18"),  # other people's tools, for the tests
+        ],
     },
 )

@@ -64,7 +64,7 @@ def make_loss(alternative: str, weight: nn.Parameter) -> Loss:
         head.weight = weight
         if alternative == COMPILED:
             head.compile_loss()
-        return lambda hidden, targets: head(hidden.unsqueeze(0), targets.unsqueeze(0), summed=True)
+        return lambda hidden, targets: head(hidden.unsqueeze(0), targets.unsqueeze(0), summed=True)[0]
     if alternative == TORCH:
         chunked = nn.LinearCrossEntropyOptions()  # without them it makes all logits
         return lambda hidden, targets: F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=chunked)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import GOLDEN, random_ids, tiny
 
+from gpt2_variants.models import loss_head
 from gpt2_variants.models.modeling_duo_predict import DuoPredictGPT2Config, DuoPredictGPT2LMHeadModel, infill_visibility
 
 
@@ -97,8 +98,37 @@ def test_loss_and_logits_equal_a_plain_loop_in_float64(attention, leak_free):
         assert float(out.next_token_loss) == pytest.approx(np.mean(losses["t"]), abs=1e-12)
         assert float(out.infill_loss) == pytest.approx(np.mean(losses["m"]), abs=1e-12)
         assert float(out.loss) == pytest.approx(np.mean(losses["t"] + losses["m"]), abs=1e-12)
-        skipped = model(ids, labels=ids, skip_logits=True).loss
-        assert float(skipped) == pytest.approx(np.mean(losses["t"] + losses["m"]), abs=1e-12)
+        skipped = model(ids, labels=ids, skip_logits=True)
+        assert float(skipped.loss) == pytest.approx(np.mean(losses["t"] + losses["m"]), abs=1e-12)
+        for stream, of_slots in (("next_token", "t"), ("infill", "m")):
+            assert skipped.stream_sums[stream].tolist() == pytest.approx([sum(losses[of_slots]), 16], abs=1e-12)
+
+
+@pytest.mark.parametrize("head", ["ours", "in a wrapper"])
+@pytest.mark.parametrize("padded", ["labels", "mask", "packed"])
+def test_sums_of_the_streams_are_those_of_the_logits(padded, head, monkeypatch):
+    """Unweighted, several chunks of rows, in training mode; what is ignored is neither added nor counted."""
+    monkeypatch.setitem(loss_head.CHUNK_ROWS, "cpu", 7)
+    model, ids = (
+        tiny("duo_predict", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).double().train(),
+        random_ids(3, 12),
+    )
+    labels, more = ids.clone(), {}
+    labels[0, 4] = labels[1, 8:] = -100
+    if padded == "mask":
+        more["attention_mask"] = (torch.arange(12) < torch.tensor([[12], [8], [10]])).long()
+    elif padded == "packed":
+        more["position_ids"] = torch.cat([torch.arange(5), torch.arange(7)]).expand(3, -1)
+    with_logits = model(ids, labels=labels, **more)
+    streams = model.prediction_streams(ids, labels, **more)
+    if head == "in a wrapper":
+        model.lm_head = torch.nn.Sequential(model.lm_head)
+    out = model(ids, labels=labels, skip_logits=True, **more)
+    for name, mean in (("next_token", with_logits.next_token_loss), ("infill", with_logits.infill_loss)):
+        total, count = out.stream_sums[name].tolist()
+        assert not out.stream_sums[name].requires_grad
+        assert count == (streams[name][1] != -100).sum()
+        assert total == pytest.approx(mean.item() * count, rel=1e-12)
 
 
 def test_ignored_labels_count_in_neither_stream():

@@ -40,7 +40,7 @@ def test_sum_and_gradients_equal_the_plain_head(way, chunk):
         head, hidden, targets = case(dtype=dtype)
         if way != "eager":
             head._logits_to_grad = torch.compile(loss_head.logits_to_grad, backend="aot_eager")
-        loss = head(hidden, targets, summed=True)
+        loss, _ = head(hidden, targets, summed=True)
         # the upstream gradient counts: twice the mean over 50
         got = torch.autograd.grad(2 * loss / 50, (hidden, head.weight))
         wanted, *grads = plain(head, hidden, targets)
@@ -54,7 +54,7 @@ def test_bf16_adds_up_in_float32(monkeypatch):
     """Hundreds of chunks: a sum in bf16 would stand still at 256 times an addend."""
     monkeypatch.setitem(loss_head.CHUNK_ROWS, "cpu", 2)
     head, hidden, targets = case(length=1000, dtype=torch.bfloat16)
-    loss = head(hidden, targets, summed=True)
+    loss, _ = head(hidden, targets, summed=True)
     assert loss.dtype == torch.float32
     wanted, grad_hidden, grad_weight = plain(head, hidden, targets)
     assert loss.item() == pytest.approx(wanted.item(), rel=2e-4)
@@ -68,10 +68,15 @@ def test_without_gradients_and_as_scores(chunk):
     head, hidden, targets = case()
     wanted, grad_hidden, grad_weight = plain(head, hidden, targets)
     with torch.no_grad():
-        torch.testing.assert_close(head(hidden, targets, summed=True), wanted, atol=1e-10, rtol=0)
+        torch.testing.assert_close(head(hidden, targets, summed=True)[0], wanted, atol=1e-10, rtol=0)
     scores = head(hidden, targets, with_correct=True)
     nll = F.cross_entropy((hidden @ head.weight.t()).mT, targets, ignore_index=IGNORE_INDEX, reduction="none")
     torch.testing.assert_close(scores.nll, nll, atol=1e-12, rtol=0)
+    weights = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1))
+    total, rows = head(hidden, targets, summed=True, weights=weights)
+    torch.testing.assert_close(rows, nll, atol=1e-12, rtol=0)
+    torch.testing.assert_close(total, (nll * weights).sum(), atol=1e-10, rtol=0)
+    assert not rows.requires_grad
     assert torch.equal(scores.valid, targets != IGNORE_INDEX)
     assert torch.equal(scores.correct, (hidden @ head.weight.t()).argmax(-1) == targets)
     got = torch.autograd.grad(scores.nll.sum(), (hidden, head.weight))
@@ -81,7 +86,7 @@ def test_without_gradients_and_as_scores(chunk):
 def test_under_autocast_it_computes_in_autocasts_dtype():
     head, hidden, targets = case(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = head(hidden, targets, summed=True)
+        loss, _ = head(hidden, targets, summed=True)
     rounded = LMHead(24, 101, bias=False)
     rounded.load_state_dict({"weight": head.weight.detach().bfloat16().float()})
     wanted, grad_hidden, _ = plain(rounded, hidden.bfloat16(), targets)
@@ -105,7 +110,7 @@ def test_the_vocabulary_is_padded_where_it_is_not_a_cpu():
     hidden = torch.empty(8192, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
     targets = torch.empty(8192, dtype=torch.long, device="meta")
     with Products():
-        loss = loss_head._SummedLoss.apply(hidden, head.weight, targets, None, loss_head.logits_to_grad)
+        loss, _ = loss_head._SummedLoss.apply(hidden, head.weight, targets, None, loss_head.logits_to_grad)
     assert {size for shape in shapes for size in shape} == {4096, 64, 50_304}
     grads = torch.autograd.grad(loss, (hidden, head.weight))
     assert [g.shape for g in grads] == [hidden.shape, head.weight.shape]
@@ -115,7 +120,7 @@ def test_padding_changes_nothing(monkeypatch):
     """As on a GPU, with a CPU's numbers."""
     monkeypatch.setattr(loss_head, "padding_of", lambda weight: -len(weight) % 128)
     head, hidden, targets = case()
-    loss = head(hidden, targets, summed=True)
+    loss, _ = head(hidden, targets, summed=True)
     wanted, *grads = plain(head, hidden, targets)
     torch.testing.assert_close(loss, wanted, atol=1e-10, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(loss, (hidden, head.weight)), tuple(grads), atol=1e-12, rtol=0)

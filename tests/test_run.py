@@ -57,7 +57,7 @@ def test_the_seed_preset_is_the_recipe():
         5,
         42,
     )
-    assert asked.report_to == "wandb"
+    assert asked.report_to == ("wandb",)
     config = resolve_ds_config(asked, world=1, total_steps=8910)
     assert config["train_batch_size"] == config["train_micro_batch_size_per_gpu"] == 64
     assert config["bf16"]["enabled"] is True
@@ -156,8 +156,22 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
         (("--deepspeed_config", "nowhere.json"), "--deepspeed_config nowhere.json: no such file"),
         (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere: no such folder"),
         (("--dataset", "nowhere.txt"), "--dataset nowhere.txt"),
-        (("--report_to", "tensorboard"), "--report_to tensorboard: not known; one of wandb, none"),
+        (
+            ("--report_to", "tensorbord"),
+            "--report_to tensorbord: not known (did you mean tensorboard?); any of wandb, ",
+        ),
+        (("--report_to", "wandb", "none"), "--report_to wandb none: none means no tracker"),
         (("--frobnicate", "1"), "unrecognized arguments: --frobnicate"),
+        (("--learning_rte", "1"), "unrecognized arguments: --learning_rte; did you mean --learning_rate?"),
+        (("--fp16",), "--fp16: not an option here; give --bf16, or --no-bf16 for float32"),
+        (("--lr=1e-3",), "--lr: not an option here; give --learning_rate"),
+        (("--evaluation_strategy", "steps"), "--evaluation_strategy: not an option here; give --eval_steps"),
+        (("--overwrite_output_dir",), "a run is never overwritten"),
+        (("stray",), "unrecognized arguments: stray; options begin with --"),
+        (("--compile", "perhaps"), "--compile perhaps: true or false is needed"),
+        (("--gradient_accumulation_steps", "3"), "gradient_accumulation_steps 3 does not divide 16 sequences"),
+        (("--adam_beta2", "1"), "--adam_beta2 1: less than 1 is needed"),
+        (("--lr_scheduler_type", "cosin"), "--lr_scheduler_type cosin: not known (did you mean cosine?)"),
     ],
 )
 def test_one_fault_is_one_line(options, message, ask):
@@ -376,7 +390,7 @@ def test_apex_is_refused_with_the_way_to_build_it(ask, monkeypatch):
     (line,) = faults(ask, "--apex", "layernorm")
     assert line == "--apex layernorm: not known (did you mean layer_norm?); one of layer_norm, adam, all"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    (line,) = checks._installation_faults(Options(variant="gpt2", apex="all", report_to="none", compile=False))
+    (line,) = checks._installation_faults(Options(variant="gpt2", apex="all", report_to=(), compile=False))
     assert "git clone https://github.com/NVIDIA/apex" in line
 
 

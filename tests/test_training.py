@@ -114,7 +114,7 @@ def test_a_run_leaves_what_the_interface_says(tiny_run, tmp_path):
     assert "auto" not in (folder / "ds_config.json").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training_keys = {"step", "elapsed_seconds", "loss", "learning_rate", "grad_norm", "epoch", "tokens"}
-    training_keys |= {"tokens_per_second", "mfu", "peak_memory_bytes"}
+    training_keys |= {"next_token_loss", "infill_loss", "tokens_per_second", "mfu", "peak_memory_bytes"}
     eval_keys = {"step", "elapsed_seconds"}
     eval_keys |= {f"eval_{s}{f}" for s in ("", "infill_") for f in ("loss", "perplexity", "accuracy")}
     assert [set(r) for r in lines if "loss" in r] == [training_keys] * 12
@@ -514,7 +514,7 @@ def test_zero_stages_1_to_3_on_two_ranks_give_the_same_losses(variant, tiny_run,
     assert len(runs[1]) == 12
     for records in runs.values():
         for a, b in zip(runs[1], records, strict=True):
-            for key in ("loss", "eval_loss", "eval_infill_loss"):
+            for key in ("loss", "next_token_loss", "infill_loss", "eval_loss", "eval_infill_loss"):
                 assert b.get(key) == pytest.approx(a.get(key), abs=2e-3), key
     assert runs[1][-1]["eval_loss"] < runs[1][5]["eval_loss"]
 
@@ -746,6 +746,6 @@ def test_a_compiled_run_gives_the_same_curve(variant, stage, tiny_run, ds_json, 
     eager = metrics(train(options, tmp_path / "eager", variant=variant))
     torch._dynamo.reset()
     compiled = metrics(train(options, tmp_path / "compiled", "--compile", variant=variant))
-    for name in ("loss", "eval_loss"):
+    for name in ("loss", "next_token_loss", "eval_loss"):
         one, other = ([r[name] for r in records if name in r] for records in (eager, compiled))
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=0)

@@ -189,4 +189,4 @@ def test_an_explicit_mode_that_cannot_be_had_is_a_fault(tiny_run, tmp_path, monk
     assert "http://127.0.0.1:9 cannot be reached" in the_fault()
     for mode in ("offline", "disabled"):
         monkeypatch.setenv("WANDB_MODE", mode)
-        assert parse(options).report_to == "wandb"
+        assert parse(options).report_to == ("wandb",)

@@ -11,7 +11,7 @@ from ..faults import UsageError
 from ..folders import LOCK
 from ..ranks import main_rank, world_size
 from ..records import never_began
-from ..trackers.wandb import wandb_fault
+from ..trackers.registry import TRACKERS
 from .deepspeed_json import compiles, resolve_ds_config, zero_stage
 from .optimizer_json import is_adam
 from .options import Options
@@ -60,10 +60,10 @@ def _compiler_faults() -> list[str]:
 
 def _installation_faults(run: Options) -> list[str]:
     lines = [fault] if (fault := nodes.fault()) else []
-    if run.report_to == "wandb" and find_spec("wandb") is None:
-        lines.append("--report_to wandb: wandb is not installed; pip install wandb, or --report_to none")
-    elif run.report_to == "wandb" and main_rank() and (fault := wandb_fault()):
-        lines.append(f"--report_to wandb: {fault}; or --report_to none")
+    for name in run.report_to:
+        # one question to the network, not one of each GPU
+        if fault := TRACKERS[name].fault() if main_rank() else TRACKERS[name].missing():
+            lines.append(f"--report_to {name}: {fault}; or --report_to none")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
         run.attn_implementation
     )

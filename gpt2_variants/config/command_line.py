@@ -115,6 +115,8 @@ def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
             group.add_argument(f"--{f.name}", nargs="?", const="true", metavar="BOOL", help=help_text)
             off = [f"--no-{f.name}", f"--no_{f.name}"]
             group.add_argument(*off, dest=f.name, action="store_const", const="false", help=argparse.SUPPRESS)
+        elif f.type is tuple:
+            group.add_argument(f"--{f.name}", nargs="+", metavar="NAME", help=help_text)
         elif f.type is dict:
             group.add_argument(f"--{f.name}", nargs="*", metavar=metavar, help=help_text)
         else:
@@ -128,7 +130,7 @@ def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 def _default_text(f: dataclasses.Field) -> str:
     """An option's default, of its own or by preset, in brackets; "" where there is none, or its help says it."""
     if f.default:
-        return f" (default: {f.default})"
+        return f" (default: {' '.join(f.default) if isinstance(f.default, tuple) else f.default})"
     said = {preset: values.get(f.name, ELSEWHERE.get(f.name)) for preset, values in PRESETS.items()}
     said = {preset: value for preset, value in said.items() if value is not None}
     if not said or f.type is dict:

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import warm_start
 from ..registry import SIZES, VARIANTS, Variant
+from ..trackers.registry import TRACKERS, parse_names
 from .presets import PRESETS
 
 if TYPE_CHECKING:
@@ -123,11 +124,10 @@ class Options:
         help="auto: the newest whole one of --output_dir, or the start; or a run's folder, or a checkpoint; what is "
         "not asked for stays as it was",
     )
-    report_to: str = option(
-        "wandb",
+    report_to: tuple = option(
+        ("wandb",),
         group="what comes out",
-        help="wandb: Weights & Biases, offline without an API key; none: metrics.jsonl only",
-        choices=("wandb", "none"),
+        help=f"{', '.join(TRACKERS)}, several of them, all, or none: metrics.jsonl only; W&B is offline without a key",
     )
     push_to_hub: bool = option(
         False,
@@ -184,6 +184,8 @@ def checked(f: dataclasses.Field, value: Any) -> Any:
     Raises:
         ValueError: it is none; the message begins with the value and says what is allowed.
     """
+    if f.name == "report_to":
+        return parse_names(value)
     choices = f.metadata["choices"]
     if choices is not None:
         if value in choices:

@@ -112,7 +112,7 @@ class Plan:
     logging_steps: int
     save_total_limit: int
     load_best_model_at_end: bool
-    report_to: str
+    report_to: tuple[str, ...]
     chosen: tuple[str, ...]
     ds_config: dict[str, Any]
 
@@ -231,7 +231,7 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
         logging_steps=options.logging_steps,
         save_total_limit=options.save_total_limit,
         load_best_model_at_end=options.load_best_model_at_end,
-        report_to=options.report_to,
+        report_to=tuple(options.report_to),
         chosen=options.chosen,
         ds_config=ds,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..faults import UsageError
 from ..records import asked_options, read_facts
-from .options import option_fields
+from .options import checked, option_fields
 
 # What each start says for itself.
 OF_ONE_START = ("resume_from_checkpoint", "dry_run", "output_dir")
@@ -52,8 +52,15 @@ def go_on(values: dict[str, Any]) -> dict[str, Any]:
         facts = read_facts(folder)
     except ValueError as err:
         raise UsageError([f"--resume_from_checkpoint {resume}: {err}"]) from err
-    names = {f.name for f in option_fields()} - {*OF_ONE_START}
-    saved = {name: value for name, value in asked_options(facts).items() if name in names}
+    fields = {f.name: f for f in option_fields() if f.name not in OF_ONE_START}
+    try:
+        saved = {
+            name: value if fields[name].type is dict else checked(fields[name], value)
+            for name, value in asked_options(facts).items()
+            if name in fields
+        }
+    except ValueError as err:
+        raise UsageError([f"--resume_from_checkpoint {resume}: {folder}/run.json: {err}"]) from err
     for pair in EITHER:
         if values.keys() & pair:
             saved = {name: value for name, value in saved.items() if name not in pair}

@@ -1,9 +1,10 @@
 """The output projection and its loss, without the (N, V) logits.
 
-Training needs the sum of the losses alone. A chunk of rows at a time, its logits become their own gradient in place,
-and what remains of a chunk is its part of the gradients: three matrix products a row, as many as the plain head needs,
-and logits of one chunk. (torch 2.13's chunked `linear_cross_entropy` does the same, but returns its loss in the dtype
-of its input, 10.75 for 11.03 in bf16, and multiplies bf16 in float32 on a CPU: benchmarks/NOTES.md.)
+Training needs the sum of the losses, and for its records their values. A chunk of rows at a time, its logits become
+their own gradient in place, and what remains of a chunk is its part of the gradients: three matrix products a row, as
+many as the plain head needs, and logits of one chunk. (torch 2.13's chunked `linear_cross_entropy` does the same, but
+returns its loss in the dtype of its input, 10.75 for 11.03 in bf16, and multiplies bf16 in float32 on a CPU:
+benchmarks/NOTES.md.)
 
 Shape legend: B batch, N predictions, R rows of a chunk, E channels, V vocabulary.
 """
@@ -68,25 +69,26 @@ class LMHead(nn.Linear):
         summed: bool = False,
         with_correct: bool = False,
         weights: torch.Tensor | None = None,
-    ) -> torch.Tensor | TokenScores:
+    ) -> torch.Tensor | TokenScores | tuple[torch.Tensor, torch.Tensor]:
         """Logits (..., V) of `hidden` (..., E); or, given `targets`, `score_targets`, or `summed_loss` if `summed`."""
         if targets is None:
             return super().forward(hidden)
         if not summed:
             return _score_in_chunks(super().forward, hidden, targets, with_correct)
         if not torch.is_grad_enabled():
-            return _weighted_sum(_score_in_chunks(super().forward, hidden, targets), weights)
+            return _with_sum(_score_in_chunks(super().forward, hidden, targets), weights)
         rows = hidden.reshape(-1, hidden.shape[-1])
         device = rows.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
         with torch.autocast(device, enabled=False):
-            return _SummedLoss.apply(
+            total, nll = _SummedLoss.apply(
                 rows.to(dtype),
                 self.weight.to(dtype),
                 targets.reshape(-1),
                 None if weights is None else weights.reshape(-1),
                 self._logits_to_grad,
             )
+        return total, nll.view_as(targets)
 
 
 def score_targets(
@@ -104,18 +106,19 @@ def score_targets(
 
 def summed_loss(
     head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sum of the losses that `score_targets` gives, a scalar; each counts by its `weights` (B, N), else 1.
 
-    `LMHead` makes the gradients with it and forms no logits twice.
+    Beside it the losses themselves, (B, N), unweighted and without a gradient. `LMHead` makes the gradients of the sum
+    with it and forms no logits twice.
     """
     if isinstance(head, LMHead):
         return head(hidden, targets, summed=True, weights=weights)
-    return _weighted_sum(_score_in_chunks(head, hidden, targets), weights)
+    return _with_sum(_score_in_chunks(head, hidden, targets), weights)
 
 
-def _weighted_sum(scores: TokenScores, weights: torch.Tensor | None) -> torch.Tensor:
-    return (scores.nll if weights is None else scores.nll * weights).sum()
+def _with_sum(scores: TokenScores, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return (scores.nll if weights is None else scores.nll * weights).sum(), scores.nll.detach()
 
 
 def _score_in_chunks(
@@ -158,24 +161,26 @@ def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool
 
 def logits_to_grad(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of `logits` (R, V) for `targets` (R,), and its gradient (R, V) in the dtype of `logits`.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of `logits` (R, V) for `targets` (R,), its gradient (R, V), and the cross-entropies (R,).
 
-    Each row counts by its `weights` (R,), if there are any. Softmax and sum in float32 or better. `logits` may be
-    overwritten: with log_softmax and its exponential instead, a CPU takes a third longer (benchmarks/NOTES.md).
+    Each row counts in the sum by its `weights` (R,), if there are any. Softmax and sum in float32 or better; the
+    gradient in the dtype of `logits`, which may be overwritten: with log_softmax and its exponential instead, a CPU
+    takes a third longer (benchmarks/NOTES.md). Where nothing is predicted all of it is 0.
     """
     x = float32_or_better(logits)
-    valid = (targets != IGNORE_INDEX).unsqueeze(1)
+    predicted = valid = (targets != IGNORE_INDEX).unsqueeze(1)
     if weights is not None:
         valid = valid * weights.unsqueeze(1).to(x.dtype)
     index = targets.clamp(min=0).unsqueeze(1)
     of_target, top = x.gather(1, index), x.amax(-1, keepdim=True)
     grad = x.sub_(top).exp_()
     normaliser = grad.sum(-1, keepdim=True)
-    loss = ((normaliser.log() + top - of_target) * valid).sum()
+    nll = normaliser.log() + top - of_target
+    loss = (nll * valid).sum()
     grad.mul_(valid / normaliser)
     grad.scatter_add_(1, index, -valid.to(grad.dtype))
-    return loss, grad.to(logits.dtype)
+    return loss, grad.to(logits.dtype), (nll * predicted).squeeze(1)
 
 
 def padding_of(weight: torch.Tensor) -> int:
@@ -184,7 +189,10 @@ def padding_of(weight: torch.Tensor) -> int:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Summed cross-entropy of `hidden` (N, E) times `weight` (V, E) for `targets` (N,), its gradients made with it."""
+    """Summed cross-entropy of `hidden` (N, E) times `weight` (V, E) for `targets` (N,), its gradients made with it.
+
+    Beside the sum its unweighted addends (N,), for which there is no gradient.
+    """
 
     @staticmethod
     def forward(
@@ -194,12 +202,13 @@ class _SummedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor | None,
         loss_and_grad: Callable,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         size = chunk_rows(hidden.device.type)
         precise = torch.float32 if weight.dtype.itemsize < torch.float32.itemsize else weight.dtype
         padding = padding_of(weight)
         padded = F.pad(weight, (0, 0, 0, padding)) if padding else weight
         total = torch.zeros((), dtype=precise, device=hidden.device)
+        addends = []
         grad_hidden = torch.empty_like(hidden)
         grad_weight: torch.Tensor | None = None
         parts = [hidden.split(size), targets.split(size), grad_hidden.split(size)]
@@ -208,9 +217,10 @@ class _SummedLoss(torch.autograd.Function):
             logits = torch.mm(h, padded.t())
             if padding:
                 logits[:, -padding:] = -torch.inf
-            loss, grad = loss_and_grad(logits, t, w)
+            loss, grad, nll = loss_and_grad(logits, t, w)
             del logits
             total += loss
+            addends.append(nll)
             torch.mm(grad, padded, out=grad_h)
             if grad_weight is None:
                 grad_weight = torch.mm(grad.t(), h)
@@ -223,11 +233,13 @@ class _SummedLoss(torch.autograd.Function):
         assert grad_weight is not None  # split gives a chunk even of no rows
         ctx.save_for_backward(grad_hidden, grad_weight[: len(weight)])
         ctx.dtype = weight.dtype
-        return total
+        nll = torch.cat(addends)
+        ctx.mark_non_differentiable(nll)
+        return total, nll
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = torch.empty_like(grad_weight, dtype=ctx.dtype)
         grad_weight = torch.mul(grad_weight, grad, out=scaled)

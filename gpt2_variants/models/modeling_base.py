@@ -33,9 +33,12 @@ class VariantOutput(CausalLMOutputWithCrossAttentions):
 
     Attributes:
         token_scores: stream -> `TokenScores`, when asked for by `return_token_scores=True`.
+        stream_sums: stream -> (2,), with `skip_logits=True`: its negative log-likelihoods in nats, added up without
+            weights, and how many they are; no gradient. None where `loss` says as much: one stream without weights.
     """
 
     token_scores: dict[str, TokenScores] | None = None
+    stream_sums: dict[str, torch.Tensor] | None = None
 
 
 class Float32Parameters(nn.Module):
@@ -287,7 +290,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         **about_labels,
     ) -> VariantOutput:
         outputs, streams = self.run_streams(inputs, labels, **about_labels)
-        scores = None
+        scores = stream_sums = None
         if return_token_scores:
             scores = {name: score_targets(self.lm_head, *stream, with_correct=True) for name, stream in streams.items()}
             loss = self.mean_loss(scores, outputs, num_items_in_batch)
@@ -296,9 +299,14 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
             hidden, targets = (torch.cat(parts, dim=1) for parts in zip(*streams.values(), strict=True))
             weights = self.weights_of(valid, outputs, torch.promote_types(hidden.dtype, torch.float32))
             in_a_row = None if weights is None else torch.cat([weights[name] for name in streams], dim=1)
-            total = summed_loss(self.lm_head, hidden, targets, in_a_row)
+            total, nll = summed_loss(self.lm_head, hidden, targets, in_a_row)
             loss = total / number_of_items(valid, num_items_in_batch)
-        return VariantOutput(loss=loss, token_scores=scores, **beside_hidden_state(outputs))
+            if len(streams) > 1 or weights is not None:
+                parts = dict(zip(streams, nll.split([part.shape[1] for part in valid.values()], dim=1), strict=True))
+                stream_sums = {
+                    name: torch.stack([part.sum(), valid[name].sum().to(part.dtype)]) for name, part in parts.items()
+                }
+        return VariantOutput(loss=loss, token_scores=scores, stream_sums=stream_sums, **beside_hidden_state(outputs))
 
     def mean_loss(
         self, scores: dict[str, TokenScores], outputs: Any, num_items_in_batch: torch.Tensor | float | None

@@ -1,1 +1,1 @@
-"""Where the figures of a run go: `metrics.jsonl` always, W&B if asked."""
+"""Where the figures of a run go: `metrics.jsonl` always, W&B and TensorBoard if asked."""

@@ -3,6 +3,7 @@
 import functools
 import netrc
 import os
+import random
 import shlex
 import sys
 import urllib.parse
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import network
+from .tracker import TrackedRun, tagged
 
 WANDB_MODES = ("online", "offline", "disabled", "shared")
 
@@ -105,10 +107,7 @@ class WandbTracker:
 
     def log(self, record: dict[str, Any]) -> None:
         """Log as `train/...` and `eval/...` against "step"."""
-        renamed = {
-            (f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}"): v for k, v in record.items() if k != "step"
-        }
-        self._run.log({"step": record["step"], **renamed})
+        self._run.log({"step": record["step"], **tagged(record)})
 
     def close(self) -> None:
         """Finish the W&B run; on return all of it is on disk (offline) or uploaded."""
@@ -119,3 +118,11 @@ class WandbTracker:
         wandb.teardown()
         if self._sync_line:
             print(f"W&B: kept offline; to upload it: {self._sync_line}", file=sys.stderr)
+
+
+def open_wandb(run: TrackedRun) -> WandbTracker:
+    """The tracker of `run`, in the W&B run that its earlier starts have logged to, whose id `run.json` keeps."""
+    new_id = f"{run.facts['variant']}-{random.SystemRandom().getrandbits(40):010x}"
+    run_id = run.facts.get("wandb_run_id", new_id)
+    run.remember(wandb_run_id=run_id)
+    return WandbTracker(run.folder, run.name, run.group, run.facts, run_id)

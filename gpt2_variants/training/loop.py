@@ -1,6 +1,5 @@
 """The training loop."""
 
-import random
 import shutil
 import sys
 import time
@@ -19,11 +18,12 @@ from ..evaluation import evaluate
 from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
-from ..trackers.tracker import Tracker
-from ..trackers.wandb import WandbTracker
+from ..trackers.registry import TRACKERS
+from ..trackers.tracker import TrackedRun, Tracker
 from ..warm_start import WarmStart
 from . import checkpoint
 from .engine import make_engine
+from .losses import StepLosses
 from .masters import float32_state_dict
 from .optimizers import reapply
 from .outcome import NOT_FINITE, NonFiniteLoss, Trained, say_interrupted, say_not_finite
@@ -96,15 +96,15 @@ class Loop:
         self.logged = (self.clock.elapsed, self._tokens(self.step))
         with Progress(self.step, self.plan.total_steps, shown=self.rank == 0) as progress:
             while self.step < self.plan.total_steps:
-                loss = self._optimizer_step(batches)
+                losses = self._optimizer_step(batches)
                 stop = self.stopper.agreed()
                 log, evaluate, save = map(self._is_due, ("logging_steps", "eval_steps", "save_steps"))
                 if log or evaluate or save or stop:
                     self._check_finite()
                 if self.step == first_step:
-                    self._report_first_step(loss, progress)
+                    self._report_first_step(losses, progress)
                 if log:
-                    self._log_training(loss, progress)
+                    self._log_training(losses, progress)
                 with self.clock.paused():
                     is_best = self._evaluate(progress) if evaluate else False
                     if save or stop or is_best:
@@ -131,29 +131,28 @@ class Loop:
         )
         return iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
 
-    def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """One optimizer step; this rank's part of the loss: the mean over ranks is that of the global batch."""
+    def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> StepLosses:
+        """One optimizer step; this rank's part of its losses."""
         accumulation = self.plan.gradient_accumulation_steps
         next_tokens = self._blocks_in_step(self.step) * (self.plan.block_size - 1)
         self.rate = self.engine.optimizer.param_groups[0]["lr"]
-        total = torch.zeros((), device=self.engine.device)
+        losses = StepLosses(accumulation, self.engine.device)
         for _ in range(accumulation):
             batch = next(micro_batches)
-            loss = self.engine(
+            output = self.engine(
                 input_ids=batch["input_ids"].to(self.engine.device, non_blocking=True),
                 labels=batch["labels"].to(self.engine.device, non_blocking=True),
                 skip_logits=True,
                 num_items_in_batch=next_tokens / (self.world * accumulation),
-            ).loss
-            self.engine.backward(loss)
+            )
+            self.engine.backward(output.loss)
             self.engine.step()
-            total += loss.detach()
+            losses.add(output)
         self.masters.refresh()
         self.step += 1
-        total /= accumulation
-        bad = ~torch.isfinite(total) & (self.first_bad_step == 0)
+        bad = ~torch.isfinite(losses.of_rank) & (self.first_bad_step == 0)
         self.first_bad_step += bad * self.step
-        return total
+        return losses
 
     def _blocks_in_step(self, step: int) -> int:
         """Blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
@@ -165,11 +164,6 @@ class Loop:
         epochs, rest = divmod(steps, self.plan.steps_per_epoch)
         return (epochs * len(self.data.train) + rest * self.plan.train_batch_size) * self.plan.block_size
 
-    def _mean_loss(self, loss: torch.Tensor) -> float:
-        loss = loss.clone()
-        dist.all_reduce(loss)
-        return loss.item() / self.world
-
     def _check_finite(self) -> None:
         """Raises NonFiniteLoss, on all ranks, if a step since the last check had a loss that is not finite."""
         steps = self.first_bad_step.clone()
@@ -178,9 +172,9 @@ class Loop:
             epoch, batch = divmod(step - 1, self.plan.steps_per_epoch)
             raise NonFiniteLoss(f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite", step)
 
-    def _report_first_step(self, loss: torch.Tensor, progress: Progress) -> None:
+    def _report_first_step(self, losses: StepLosses, progress: Progress) -> None:
         """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
-        loss.item()
+        losses.of_rank.item()
         took, since_start = self.clock.elapsed - self.logged[0], time.time() - psutil.Process().create_time()
         progress.note(
             f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
@@ -191,9 +185,9 @@ class Loop:
             start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
             self.record.update(starts=[*earlier, start])
 
-    def _log_training(self, loss: torch.Tensor, progress: Progress) -> None:
+    def _log_training(self, losses: StepLosses, progress: Progress) -> None:
         """A line of metrics. Waits for the device."""
-        mean_loss = self._mean_loss(loss)
+        means = losses.means()
         seconds, tokens = self.logged
         self.logged = (self.clock.elapsed, self._tokens(self.step))
         speed = (self.logged[1] - tokens) / (self.logged[0] - seconds)
@@ -201,7 +195,7 @@ class Loop:
         grad_norm = self.engine.get_global_grad_norm()
         self._log(
             {
-                "loss": mean_loss,
+                **means,
                 "learning_rate": self.rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "epoch": round(self.step / self.plan.steps_per_epoch, 4),
@@ -212,7 +206,9 @@ class Loop:
             }
         )
         left = self.plan.total_steps - self.step
-        progress.show(self.step, mean_loss, speed, eta=left * self.plan.train_batch_size * self.plan.block_size / speed)
+        progress.show(
+            self.step, means["loss"], speed, eta=left * self.plan.train_batch_size * self.plan.block_size / speed
+        )
 
     def _log(self, record: dict[str, Any]) -> None:
         record = {"step": self.step, "elapsed_seconds": round(self.clock.elapsed, 3), **record}
@@ -291,15 +287,16 @@ class Loop:
         dist.barrier()
 
     def _open_trackers(self) -> list[Tracker]:
-        trackers: list[Tracker] = [JsonlTracker(self.folder / "metrics.jsonl", self.step)]
-        if self.plan.report_to == "wandb":
-            new_id = f"{self.plan.variant}-{random.SystemRandom().getrandbits(40):010x}"
-            run_id = self.record.facts.get("wandb_run_id", new_id)
-            self.record.update(wandb_run_id=run_id)
-            trackers.append(
-                WandbTracker(self.folder, self.folder.name, self.plan.spec.family, self.record.facts, run_id)
-            )
-        return trackers
+        tracked = TrackedRun(
+            folder=self.folder,
+            name=self.folder.name,
+            group=self.plan.spec.family,
+            facts=self.record.facts,
+            resume_step=self.step,
+            remember=self.record.update,
+        )
+        named = [TRACKERS[name].open(tracked) for name in self.plan.report_to]
+        return [JsonlTracker(self.folder / "metrics.jsonl", self.step), *named]
 
     def _weights_to_export(self) -> dict[str, torch.Tensor] | None:
         """The float32 weights of the last step or, if asked for, of the best evaluation, on rank 0; and its figures."""
