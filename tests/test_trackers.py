@@ -20,7 +20,6 @@ from gpt2_variants.trackers import registry
 from gpt2_variants.trackers.jsonl import read_metrics
 from gpt2_variants.trackers.registry import TRACKERS, TrackerKind, parse_names
 from gpt2_variants.trackers.tensorboard import TensorBoardTracker
-from gpt2_variants.training import loop
 
 
 @pytest.fixture
@@ -174,12 +173,12 @@ def test_tensorboard_goes_on_with_no_step_twice(at, tmp_path):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_run_and_its_resumption_are_in_tensorboard_as_in_metrics_jsonl(tiny_run, tmp_path, monkeypatch):
+def test_a_run_and_its_resumption_are_in_tensorboard_as_in_metrics_jsonl(tiny_run, tmp_path):
     """Stopped at step 7, gone on with from the checkpoint of step 5."""
-    monkeypatch.setattr(loop, "parse_names", lambda given: ("tensorboard",))
-    folder = train(tiny_run, tmp_path / "run", "--max_steps", "7")
+    options = [*tiny_run, "--report_to", "tensorboard"]
+    folder = train(options, tmp_path / "run", "--max_steps", "7")
     middle = ["--resume_from_checkpoint", str(folder / "checkpoints/step-00000005")]
-    train(tiny_run, folder, "--max_steps", "9", *middle)
+    train(options, folder, "--max_steps", "9", *middle)
     scalars, (text,) = read(folder / "tensorboard")
     assert scalars == as_curves(read_metrics(folder / "metrics.jsonl"))
     assert [step for step, _ in scalars["train/infill_loss"]] == list(range(1, 10))

@@ -15,7 +15,7 @@ EITHER = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
 
 def run_folder_of(checkpoint: Path) -> Path | None:
     """The run's folder that `checkpoint` names or lies in; None where it belongs to no run."""
-    places = (checkpoint, checkpoint.parent, checkpoint.parent.parent)
+    places = (checkpoint, *checkpoint.parents[:3])  # one that was set aside lies a folder deeper
     return next((place for place in places if (place / "run.json").is_file()), None)
 
 

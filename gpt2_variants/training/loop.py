@@ -270,6 +270,7 @@ class Loop:
         self.clock = Stopwatch(state["elapsed_seconds"])
         if self.plan.load_best_model_at_end:
             self.best = state.get("best", {})
+            self.record.update(best=self.best)
         if len(state["rng"]) == self.world:
             set_rng_state(state["rng"][self.rank])
         else:  # the ranks see other sequences than those before: fresh dropout, and the same at each such resume

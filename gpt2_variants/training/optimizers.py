@@ -32,11 +32,14 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 def reapply(engine: Any, ds_config: dict, step: int) -> Iterator[None]:
     """Load a checkpoint inside: optimizer and schedule stay set as `ds_config` says, and as after `step` steps.
 
-    A checkpoint brings the rate, weight decay and schedule that it was made with; at ZeRO stage 3, and in the universal
-    format, it also gives every group of parameters the settings of the first one.
+    A checkpoint brings the rate, weight decay, clipping and schedule that it was made with; at ZeRO stage 3, and in the
+    universal format, it also gives every group of parameters the settings of the first one.
     """
+    clipping = getattr(engine.optimizer, "clip_grad", None)
     own = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in engine.optimizer.param_groups]
     yield
+    if clipping is not None:
+        engine.optimizer.clip_grad = clipping
     rate = for_deepspeed(ds_config)["optimizer"]["params"]["lr"]
     for group, settings in zip(engine.optimizer.param_groups, own, strict=True):
         group.update({**settings, "lr": rate})

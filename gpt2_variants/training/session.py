@@ -152,6 +152,8 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         return record
     if not options.resumes:
         record.facts.clear()  # of a start that failed before its first step
+    if not plan.load_best_model_at_end:
+        record.facts.pop("best", None)  # of an earlier start that was to keep it
     this_start = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "world_size": plan.world_size,
