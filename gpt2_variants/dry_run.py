@@ -35,8 +35,7 @@ def describe(options: Options) -> str:
         data = load_data(options)
         facts, vocabulary = facts_of(data), data.vocab_size
     plan = make_plan(options, facts, options.make_config(vocabulary), world_size())
-    with torch.device("meta"):
-        model = plan.spec.model_class(plan.model_config())
+    model = plan.spec.on_meta(plan.model_config())
     tokens = plan.total_steps * plan.train_batch_size * plan.block_size
     settings = ", ".join(f"{k} {v}" for k, v in plan.optimizer["params"].items())
     rate = "by its schedule" if plan.learning_rate is None else f"{plan.learning_rate:g}"

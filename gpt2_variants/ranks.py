@@ -43,16 +43,22 @@ def decided_by_rank_0(decide: Callable[[], T]) -> T:
 
     Raises:
         UsageError: `decide` raised it on rank 0; so that no rank waits for another.
+        RuntimeError: on the other ranks, where `decide` raised anything else on rank 0, which goes on there.
     """
     import torch.distributed as dist
 
-    told: list[Any] = [None, None]
+    told: list[Any] = [None, None, None]  # the decision, the lines of a UsageError, any other error in words
+    error: BaseException | None = None
     if dist.get_rank() == 0:
         try:
             told[0] = decide()
         except UsageError as err:
             told[1] = err.lines
+        except Exception as err:
+            told[2], error = f"{type(err).__name__}: {err}", err
     dist.broadcast_object_list(told)
     if told[1]:
         raise UsageError(told[1])
+    if told[2]:
+        raise error or RuntimeError(f"rank 0 failed: {told[2]}")
     return told[0]

@@ -93,11 +93,14 @@ class Variant:
 
     def num_parameters(self, size: str = "gpt2-medium", tokenizer_size: int = GPT2_VOCABULARY) -> int:
         """Parameters of the model at `size`, tied ones counted once, with as many positions as its block size."""
+        return self.on_meta(self.make_config(size, tokenizer_size, self.block_size)).num_parameters()
+
+    def on_meta(self, config: "GPT2Config") -> "VariantLMHeadModel":
+        """The model of `config` without memory for its weights: names, shapes and counts."""
         import torch
 
-        config = self.make_config(size, tokenizer_size, self.block_size)
         with torch.device("meta"):
-            return self.model_class(config).num_parameters()
+            return self.model_class(config)
 
     def auto_classes(self) -> dict[str, "type[GPT2PreTrainedModel]"]:
         """Auto class of transformers -> what it is to load for this variant: the task heads that its module has, too.

@@ -169,14 +169,11 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
     Raises:
         UsageError: the DeepSpeed JSON cannot be used.
     """
-    import torch
-
     batch_size = resolve_ds_config(options, world, total_steps=1)["train_batch_size"]
     steps_per_epoch = math.ceil(data.training_blocks / batch_size)
     total_steps = options.max_steps or math.ceil((options.num_train_epochs or 1) * steps_per_epoch)
     ds = resolve_ds_config(options, world, total_steps)
-    with torch.device("meta"):
-        model = options.spec.model_class(config)
+    model = options.spec.on_meta(config)
     parameters, zero = model.num_parameters(), ds.get("zero_optimization", {})
     params = ds["optimizer"]["params"]
     scheduler = ds.get("scheduler", {"type": "constant"})

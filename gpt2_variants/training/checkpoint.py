@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ..folders import write_aside
+from ..ranks import decided_by_rank_0
 
 MANIFEST = "manifest.json"
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
@@ -67,16 +68,8 @@ def save(
         CheckpointError: there is no room for it, or it could not be written.
     """
     temporary = root / (_TEMPORARY + name_of(step))
-    fault: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        for stale in root.glob(_TEMPORARY + "*"):
-            shutil.rmtree(stale)
-        if (free := shutil.disk_usage(root).free) < at_least_bytes:
-            fault = [f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"]
-    dist.broadcast_object_list(fault)
-    if fault[0]:
-        raise CheckpointError(_not_written(step, fault[0]))
+    if fault := decided_by_rank_0(lambda: _make_room(root, at_least_bytes)):
+        raise CheckpointError(_not_written(step, fault))
     try:
         engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
     except (OSError, RuntimeError) as err:  # torch reports a full disk as a RuntimeError without saying so
@@ -88,6 +81,16 @@ def save(
         write_aside(root / "latest", name_of(step))
         _prune(root, keep, keep_too)
     dist.barrier()
+
+
+def _make_room(root: Path, at_least_bytes: int) -> str | None:
+    """Remove what an unfinished checkpoint left; what is missing for a new one, in words."""
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(_TEMPORARY + "*"):
+        shutil.rmtree(stale)
+    if (free := shutil.disk_usage(root).free) < at_least_bytes:
+        return f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"
+    return None
 
 
 def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
