@@ -497,6 +497,11 @@ def _notes(group: Group, baseline: Group, same_machine: bool) -> list[str]:
     if names := [name for name in differing(ours, theirs) if name not in apart]:
         pairs = (f"{n} {ours.settings.get(n, 'default')} and {theirs.settings.get(n, 'default')}" for n in names)
         notes.append(f"Settings differ beside the variant: {', '.join(pairs)}.")
+    for group_of, run in ((group, ours), (baseline, theirs)):
+        if run.plan.get("load_best_model_at_end"):
+            notes.append(
+                f"{group_of.label} exports the weights of its best evaluation; the differences here are of its curve."
+            )
     if not same_machine:
         notes.append("They did not run on the same machine: time, speed and memory are not compared.")
     return notes

@@ -63,6 +63,15 @@ class Stopwatch:
         self._before, self._since = self.elapsed, None
 
     @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the seconds inside."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Count no seconds inside."""
         self.stop()

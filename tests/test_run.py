@@ -348,6 +348,10 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets", "tokenizers", "pyarro
         (["train_ds.py", "--variant", "quadro"], 2),
         (["train_ds.py", "--variant", "gpt2", "--max_step", "3"], 2),
         (["train_ds.py", "--variant", "gpt2", "--preset", "demos"], 2),
+        (["train_ds.py", "--variant", "gpt2", "--dry_run", "--dataset", "nowhere.txt"], 2),
+        (["train_ds.py", "--variant", "gpt2", "--dry_run", "--max_steps", "x", "--weight_decay", "-1"], 2),
+        (["train_ds.py", "--variant", "gpt2", "--dry_run", "--deepspeed_config", "nowhere.json"], 2),
+        (["train_ds.py", "--variant", "gpt2", "--dry_run", "--gradient_accumulation_steps", "3"], 2),
     ],
 )
 def test_what_needs_no_model_imports_nothing_that_takes_seconds(words, code):

@@ -17,14 +17,29 @@ from .optimizer_json import is_adam
 from .options import Options
 
 
-def faults(run: Options) -> list[str]:
-    """Everything that is wrong with a resolved run and can be known before the data are read: one line each."""
-    lines = model_faults = _model_faults(run)
+def faults(run: Options, found: list[str]) -> list[str]:
+    """Everything that is wrong with a resolved run and can be known before the data are read: one line each.
+
+    What takes libraries of seconds to check, the model's and DeepSpeed's configs, is left out where faults were `found`
+    already, or are found by then, and nothing of it was asked for: it comes from the package itself.
+    """
+    lines = list(found)
+    model_is_asked = bool(run.asked.keys() & {"model_args", "init_from"})
+    model_faults = _model_faults(run) if model_is_asked else []
     if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
         no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
-        lines = lines + check_source(run.dataset, None if no_tokenizer else run.tokenizer)
+        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer)
+    json_faults = _deepspeed_faults(run, built=False)
+    lines += model_faults + json_faults + _place_faults(run) + _installation_faults(run) + _hub_faults(run)
+    if not json_faults and (not lines or run.deepspeed_config is not None):
+        lines += _deepspeed_faults(run, built=True)
+    return lines if lines or model_is_asked else _model_faults(run)
+
+
+def _deepspeed_faults(run: Options, built: bool) -> list[str]:
+    lines = []
     try:
-        config = resolve_ds_config(run, world_size(), total_steps=run.max_steps or 1)
+        config = resolve_ds_config(run, world_size(), run.max_steps or 1, built)
     except UsageError as err:
         lines += err.lines
     else:
@@ -38,8 +53,7 @@ def faults(run: Options) -> list[str]:
             lines.append(f"--apex {run.apex}: would put Adam in the place of {kind}; leave it out, or use AdamW")
         if compiles(run, config):
             lines += _compiler_faults()
-    lines += _place_faults(run)
-    return lines + _installation_faults(run) + _hub_faults(run)
+    return lines
 
 
 def _hub_faults(run: Options) -> list[str]:

@@ -165,8 +165,7 @@ def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
     if "variant" not in values:
         raise UsageError(lines)
     options = resolve(Options(**values))
-    lines += faults(options)
-    if lines:
+    if lines := faults(options, lines):
         raise UsageError(lines)
     return options
 

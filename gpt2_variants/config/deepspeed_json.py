@@ -146,8 +146,10 @@ def compiles(options: "Options", config: dict) -> bool:
     return has_cuda() and zero_stage(config) < 3 if options.compile is None else options.compile
 
 
-def resolve_ds_config(options: "Options", world: int, total_steps: int) -> dict:
+def resolve_ds_config(options: "Options", world: int, total_steps: int, built: bool = True) -> dict:
     """The DeepSpeed config of resolved options on `world` ranks, every "auto" filled in. Raises `UsageError`.
+
+    With `built`, DeepSpeed's config classes and the schedule are made of it too, which takes seconds to import.
 
     Batch: `train_batch_size` sequences an optimizer step in all, whatever `world` is; `--per_device_train_batch_size`
     alone scales it with `world` instead. Schedule: `total_steps` optimizer steps, of which ceil(warmup_ratio *
@@ -191,7 +193,7 @@ def resolve_ds_config(options: "Options", world: int, total_steps: int) -> dict:
         f'{told}: "auto" at {at} cannot be filled in; give a value'
         for at in _find(config, lambda _, value: value == "auto")
     ]
-    if lines or (lines := _engine_faults(config, told)):
+    if lines or (built and (lines := _engine_faults(config, told))):
         raise UsageError(lines)
     return config
 

@@ -67,6 +67,7 @@ class Loop:
         if self.start.checkpoint is not None:
             self._resume(self.start.checkpoint)
         if self.rank == 0:
+            self._set_others_aside()
             self.trackers = self._open_trackers()
         trained = Trained(exit_code=0, config=self.config, tokenizer=self.data.tokenizer)
         try:
@@ -92,9 +93,9 @@ class Loop:
         batches = self._batches()
         first_step = self.step + 1
         self.engine.train()
-        self.clock.start()
         self.logged = (self.clock.elapsed, self._tokens(self.step))
-        with Progress(self.step, self.plan.total_steps, shown=self.rank == 0) as progress:
+        progress = Progress(self.step, self.plan.total_steps, shown=self.rank == 0)
+        with self.clock.running(), progress:
             while self.step < self.plan.total_steps:
                 losses = self._optimizer_step(batches)
                 stop = self.stopper.agreed()
@@ -262,7 +263,7 @@ class Loop:
         self.config.to_json_file(folder / "config.json")
 
     def _resume(self, path: Path) -> None:
-        """Load a checkpoint; what is left of another branch of the run is moved aside."""
+        """Take over weights, states, clock and random numbers from a checkpoint."""
         with reapply(self.engine, self.plan.ds_config, self.start.step):
             state = (checkpoint.load_universal if self.universal else checkpoint.load)(self.engine, path)
         self.masters.refresh()
@@ -275,17 +276,17 @@ class Loop:
             set_rng_state(state["rng"][self.rank])
         else:  # the ranks see other sequences than those before: fresh dropout, and the same at each such resume
             seed_everything(int(np.random.SeedSequence([self.plan.seed, self.step, self.rank]).generate_state(1)[0]))
-        own = path.parent == self.root.absolute()
-        if self.rank == 0:
-            aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0)
-            if aside is not None:
-                metrics = self.folder / "metrics.jsonl"
-                if metrics.is_file():
-                    shutil.copy2(metrics, aside)
-                print(
-                    f"{aside}: the checkpoints after step {self.step if own else 0}, of another branch", file=sys.stderr
-                )
-        dist.barrier()
+
+    def _set_others_aside(self) -> None:
+        """Move what checkpoints are in the folder beside those that lead here, with the metrics so far. On rank 0."""
+        path = self.start.checkpoint
+        own = path is not None and path.parent == self.root.absolute()
+        aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0)
+        if aside is None:
+            return
+        if (metrics := self.folder / "metrics.jsonl").is_file():
+            shutil.copy2(metrics, aside)
+        print(f"{aside}: the checkpoints after step {self.step if own else 0}, which do not lead here", file=sys.stderr)
 
     def _open_trackers(self) -> list[Tracker]:
         tracked = TrackedRun(
