@@ -152,6 +152,35 @@ def test_other_data_are_refused_by_name(begun, tmp_path, capfd):
     assert "was made with the training data of " in line
 
 
+def as_an_older_version_left_it(folder: Path) -> None:
+    """`run.json` and manifests without a plan: None where the JSON decided, shapes as they were asked for."""
+    facts = record(folder)
+    options = {**facts["options"], "learning_rate": 2e-3, "weight_decay": None, "report_to": "none"}
+    options = {k: v for k, v in options.items() if k not in ("bf16", "load_best_model_at_end", "warmup_steps")}
+    for name in ("schema", "plan", "asked", "deepspeed_json"):
+        del facts[name]
+    (folder / "run.json").write_text(json.dumps({**facts, "options": options}))
+    for path in folder.glob("checkpoints/step-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest.pop("plan", None)
+        kept = ("variant", "init_from", "data", "block_size", "train_batch_size", "seed")
+        identity = {name: manifest["identity"][name] for name in kept}
+        manifest["identity"] = {**identity, "size": "nano", "model_args": options["model_args"]}
+        path.write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_older_version_goes_on(begun, tiny_run, tmp_path, capfd):
+    whole = train([*tiny_run, "--save_steps", "2", "--eval_steps", "2", "--save_total_limit", "10", "--max_steps", "6"],
+                  tmp_path / "whole", variant="gpt2")  # fmt: skip
+    as_an_older_version_left_it(begun)
+    go_on("--resume_from_checkpoint", str(begun / "checkpoints/step-00000004"))
+    assert metrics(begun) == metrics(whole)
+    assert record(begun)["schema"] == 2
+    as_an_older_version_left_it(begun)
+    go_on("--output_dir", str(begun), *AUTO, "--model_args", "n_layer=3", "--max_steps", "9", code=2)
+    assert "--model_args n_layer=3: " in capfd.readouterr().err
+
+
 def test_an_earlier_checkpoint_retires_the_later_ones(begun, capfd):
     """The case of a branch: what was trained last is what auto goes on from, and the abandoned steps are kept aside."""
     lines = metrics(begun)
