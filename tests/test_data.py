@@ -153,9 +153,9 @@ def assert_clear(line: str, option: str, value: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize("num_proc", [1, 2])
-@pytest.mark.parametrize("bytes_per_batch", [300, data.BYTES_PER_BATCH])
+@pytest.mark.parametrize("bytes_per_batch", [300, data.arrow.BYTES_PER_BATCH])
 def test_text_becomes_the_blocks_of_plain_python(tmp_path, monkeypatch, gpt2_folder, num_proc, bytes_per_batch):
-    monkeypatch.setattr(data, "BYTES_PER_BATCH", bytes_per_batch)  # 300: a remainder is carried at every few rows
+    monkeypatch.setattr(data.arrow, "BYTES_PER_BATCH", bytes_per_batch)  # 300: a remainder is carried at every few rows
     text = make_text(400)
     loaded = load(write_text(tmp_path / "a.txt", text), gpt2_folder, 32, num_proc=num_proc)
 
@@ -319,7 +319,7 @@ def test_a_file_that_its_reader_refuses_is_a_data_error(tmp_path, gpt2_folder):
 def test_builtin_corpus_holds_out_topics_that_are_nowhere_in_training(dialled):
     from pydoc_data.topics import topics
 
-    train, validation = data._builtin_corpus()
+    train, validation = data.sources.builtin_corpus()
     assert len(train) + len(validation) == len(topics)
     assert 0.05 < sum(map(len, validation)) / sum(map(len, train)) < 0.2
     seen = {paragraph.strip() for row in train for paragraph in row.split("\n\n")} - {""}
@@ -364,8 +364,8 @@ def test_builtin_tokenizer_learns_from_the_training_part_alone(tmp_path, where):
 
 
 def test_builtin_tokenizer_reads_a_bounded_amount(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "BUILTIN_TRAINING_CHARACTERS", 1000)
-    monkeypatch.setattr(data, "BYTES_PER_BATCH", 500)
+    monkeypatch.setattr(data.tokenizers, "BUILTIN_TRAINING_CHARACTERS", 1000)
+    monkeypatch.setattr(data.arrow, "BYTES_PER_BATCH", 500)
     text = make_text(300) + "zyzzyva zyzzyva zyzzyva\n" * 50 + make_text(300)
     tokenizer = load(write_text(tmp_path / "a.txt", text), "builtin", 16).tokenizer
     assert len(tokenizer.encode(" zyzzyva")) > 1
@@ -376,7 +376,7 @@ def test_tokenizers_add_and_say_nothing(tmp_path, monkeypatch, capfd):
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    plain = data._train_tokenizer(datasets.Dataset.from_dict({"text": [make_text(100)]}))
+    plain = data.tokenizers.train_tokenizer(datasets.Dataset.from_dict({"text": [make_text(100)]}))
     bpe = plain.backend_tokenizer
     bpe.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     framing = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=4)
@@ -431,8 +431,8 @@ READY, RAW = "BluebrainAI/wikitext-103-raw-v1-seq16-tokenized-grouped", ("Salesf
 def published(monkeypatch, gpt2_folder):
     """Make the small tokenizer and blocks of 16 count as the published ones."""
     tokenizer = data.open_tokenizer(gpt2_folder)
-    monkeypatch.setattr(data, "GPT2_VOCABULARY", data._vocabulary_digest(tokenizer))
-    monkeypatch.setattr(data, "WIKITEXT_READY_BLOCK_SIZES", (16,))
+    monkeypatch.setattr(data.sources, "GPT2_VOCABULARY", data.tokenizers.vocabulary_digest(tokenizer))
+    monkeypatch.setattr(data.sources, "WIKITEXT_READY_BLOCK_SIZES", (16,))
 
 
 def id_rows(count: int, seed: int) -> datasets.Dataset:
@@ -453,7 +453,7 @@ def test_wikitext_takes_the_ready_made_blocks(monkeypatch, published, gpt2_folde
 def test_a_models_own_entries_do_not_hide_that_a_tokenizer_is_gpt2s(monkeypatch, published, gpt2_folder, tmp_path):
     """The export of a duo_predict model has one entry more, and is evaluated on the same blocks."""
     tokenizer = data.open_tokenizer(gpt2_folder)
-    monkeypatch.setattr(data, "GPT2_ENTRIES", len(tokenizer))
+    monkeypatch.setattr(data.sources, "GPT2_ENTRIES", len(tokenizer))
     tokenizer.add_special_tokens({"mask_token": "<|MASK|>"})
     tokenizer.save_pretrained(tmp_path)
     train, held = id_rows(40, 1), id_rows(6, 2)
@@ -502,7 +502,7 @@ def test_wikitext_ready_made_with_training_blocks_only_is_refused(monkeypatch, p
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_wikitext_raw_is_cut_in_batches_of_rows_after_the_first_percent(monkeypatch, gpt2_folder, capsys, num_proc):
-    monkeypatch.setattr(data, "WIKITEXT_ROWS_PER_BATCH", 50)
+    monkeypatch.setattr(data.sources, "WIKITEXT_ROWS_PER_BATCH", 50)
     lines = make_text(1051).splitlines(keepends=True)
     raw = datasets.DatasetDict(
         train=datasets.Dataset.from_dict({"text": lines}),
@@ -765,7 +765,7 @@ def test_checking_imports_nothing_heavy_and_takes_no_time(tmp_path):
         textwrap.dedent(code),
         str(tmp_path / "missing.txt"),
     ]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[1])
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[2])
     assert out.stdout == "set()\n"
 
 
@@ -786,8 +786,8 @@ def test_local_input_touches_no_network_and_no_hugging_face_cache(tmp_path, dial
 def test_a_second_load_prepares_nothing(tmp_path, monkeypatch, gpt2_folder):
     path = write_text(tmp_path / "a.txt", make_text(100))
     first = load(path, gpt2_folder, 16)
-    for name in ("_prepare", "_read", "tokenise_rows", "_train_tokenizer"):
-        monkeypatch.setattr(data, name, None)
+    for name in ("_prepare", "read_source", "tokenise_parts", "cut_blocks"):
+        monkeypatch.setattr(data.cache, name, None)
     start = time.monotonic()
     second = load(path, gpt2_folder, 16)
     assert time.monotonic() - start < 1
@@ -813,12 +813,12 @@ def test_only_one_of_two_processes_prepares(tmp_path, gpt2_folder):
     path = write_text(tmp_path / "a.txt", make_text(200))
     code = """
     path, tokenizer, folder, me = sys.argv[1:]
-    prepare = data._prepare
+    prepare = data.cache._prepare
     def counted(*args):
         Path(folder, "prepared-" + me).touch()
         time.sleep(1.5)  # the other one arrives meanwhile
         prepare(*args)
-    data._prepare = counted
+    data.cache._prepare = counted
     import datasets, transformers
     Path(folder, "ready-" + me).touch()
     while len(list(Path(folder).glob("ready-*"))) < 2:
@@ -839,7 +839,7 @@ def test_a_killed_build_is_never_used_and_is_cleaned_up(tmp_path, gpt2_folder):
     import signal
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
-    data._fingerprint = die  # blocks and tokenizer are written by then
+    data.cache._fingerprint = die  # blocks and tokenizer are written by then
     data.load(sys.argv[1], sys.argv[2], 16)
     """
     process = python(code, path, gpt2_folder)
@@ -860,7 +860,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch, gpt2_folder):
         raise KeyboardInterrupt
 
     path = write_text(tmp_path / "a.txt", make_text(200))
-    monkeypatch.setattr(data, "_fingerprint", fail)
+    monkeypatch.setattr(data.cache, "_fingerprint", fail)
     with pytest.raises(KeyboardInterrupt):
         load(path, gpt2_folder, 16)
     assert [entry.suffix for entry in (tmp_path / "cache").iterdir()] == [".lock"]

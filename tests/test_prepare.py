@@ -128,7 +128,7 @@ def test_training_on_the_folder_is_training_on_the_source(kind, text, tmp_path, 
 
 def test_wikitext_is_cut_as_published_and_not_anew(text, tmp_path, monkeypatch):
     """Within batches of rows, each batch's remainder dropped, as its own run of blocks."""
-    monkeypatch.setattr(data, "WIKITEXT_ROWS_PER_BATCH", 50)
+    monkeypatch.setattr(data.sources, "WIKITEXT_ROWS_PER_BATCH", 50)
     monkeypatch.setattr(network, "reachable", lambda anew=False: True)
     lines = text.read_text().splitlines(keepends=True)
     raw = datasets.Dataset.from_dict({"text": lines * 4})  # 1,200 rows: the first 12 are for validation

@@ -100,7 +100,7 @@ def test_65_536_entries_fit_16_bits_and_one_more_does_not(text, tmp_path):
 
 def test_an_id_that_no_model_can_have_an_entry_for(text, tmp_path, monkeypatch):
     """The limit is lowered: tokenizers itself takes gigabytes to write one with such an id."""
-    monkeypatch.setattr("gpt2_variants.data.LARGEST_ID", 49)
+    monkeypatch.setattr("gpt2_variants.data.tokenizers.LARGEST_ID", 49)
     with pytest.raises(DataError, match=r"gives ids up to 50, .* at most 49 is possible"):
         load(text, saved(words(GAP), tmp_path / "tokenizer"), 10)
 
@@ -272,7 +272,7 @@ def test_byte_pairs_that_encode_everything_or_drop_on_purpose_are_not_refused():
 def test_an_unk_token_beyond_the_vocabulary_is_refused(text, tmp_path, monkeypatch):
     """Python tokenizers may give any id; here one that no token has."""
     tokenizer = saved(words(GAP), tmp_path / "tokenizer")
-    monkeypatch.setattr("gpt2_variants.data.encode", lambda tokenizer, name, texts: [[0, 99]] * len(texts))
+    monkeypatch.setattr("gpt2_variants.data.cutting.encode", lambda tokenizer, name, texts: [[0, 99]] * len(texts))
     with pytest.raises(DataError, match="gives the id 99, which none of its tokens has"):
         load(text, tokenizer, 11)
 

@@ -1,0 +1,250 @@
+"""Prepared data: made once, then memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrow import count_tokens, flat_ids
+from .blocks import BlockDataset
+from .checks import local_faults
+from .cutting import HELD_OUT, check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
+from .formats import data_files
+from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
+from .sources import WIKITEXT_ROWS_PER_BATCH, builtin_corpus, read_source
+from .tokenizers import BUILTIN_VOCAB_SIZE, open_tokenizer, vocabulary_digest, vocabulary_size
+
+if TYPE_CHECKING:
+    import datasets
+    import transformers
+
+
+FORMAT = 2
+"""Version of the prepared data; raise it whenever the same source would give other blocks."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source, tokenised and cut into blocks.
+
+    Attributes:
+        train: blocks to train on.
+        validation: blocks never trained on.
+        tokenizer: what turned text into ids.
+        vocab_size: `vocabulary_size(tokenizer)`; every id is below it.
+        fingerprint: hex digest of the training blocks, in order, and the vocabulary. Equal content gives equal
+            fingerprints on every machine and by every path to it; resuming with another one would train on other
+            data.
+        summary: one line on the kind of source, its validation part, rows, tokens and blocks; it names no path.
+        description: the summary with the names of source and tokenizer, for logs.
+    """
+
+    train: BlockDataset
+    validation: BlockDataset
+    tokenizer: transformers.PreTrainedTokenizerBase
+    vocab_size: int
+    fingerprint: str
+    summary: str
+    description: str
+
+
+def load(
+    dataset: str, tokenizer: str, block_size: int, *, cache_dir: Path | None = None, num_proc: int | None = None
+) -> Data:
+    """Tokenise a source and cut it into blocks, or open what an earlier call prepared.
+
+    Any number of processes may call this at once: one prepares while the others wait for its lock. Rows are
+    concatenated as they are, with no separator and no special tokens between them. A source with a `validation` (or
+    else `test`) split is evaluated on that; of others the last 5 % of rows are held out, or more where those give no
+    whole block.
+
+    What came from the Hub is prepared once and then no longer looked up there: delete its folder in the cache to get a
+    newer version. The words `builtin` and `wikitext-103` win over files of that name; write `./builtin` for those.
+
+    Args:
+        dataset: `wikitext-103`, `builtin`, a local file or folder, or a Hub id, `id` or `id:config`.
+        tokenizer: `builtin` (a byte-level BPE of up to 4,000 entries, trained on the training part), a folder or a
+            Hub id.
+        block_size: S, tokens per block, at least 2.
+        cache_dir: where prepared data live; default $GPT2_VARIANTS_CACHE, else ~/.cache/gpt2_variants.
+        num_proc: processes to tokenise with; by default as many as there are cores and the amount of text pays for.
+
+    Raises:
+        DataError: with one line a fault, if the source or tokenizer cannot be had, do not fit together, or give no
+            block.
+    """
+    if faults := local_faults(dataset, tokenizer):
+        raise DataError("\n".join(faults))
+    if block_size < 2:
+        raise DataError(f"--block_size {block_size}: a block needs at least 2 tokens, one to read and one to predict")
+    identity = {
+        "format": FORMAT,
+        "dataset": _dataset_identity(dataset),
+        "tokenizer": _tokenizer_identity(tokenizer),
+        "block_size": block_size,
+        "held_out": HELD_OUT,
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    cache = Path(cache_dir or default_cache())
+    prepared = cache / key
+    if not (prepared / "info.json").is_file():
+        from filelock import FileLock
+
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(cache / f"{key}.lock")
+            lock.acquire()
+        except OSError as error:
+            raise DataError(
+                f"--dataset {dataset}: the cache folder {cache} cannot be written ({brief(error)}); set "
+                "GPT2_VARIANTS_CACHE to a folder that can"
+            ) from error
+        try:
+            if not (prepared / "info.json").is_file():  # another process may have been faster
+                _prepare(prepared, dataset, tokenizer, block_size, num_proc)
+        finally:
+            lock.release()
+    return _open(prepared, dataset, tokenizer)
+
+
+def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np.ndarray:
+    """A source as one stream of token ids, to evaluate on.
+
+    Args:
+        dataset: as for `load`.
+        tokenizer: a folder or a Hub id.
+        block_size: of the training run that `split` refers to.
+        split: `validation` or `train`, the blocks `load` gives, one after the other; or `all`, every token of the
+            source (its validation part last, where it has one of its own), which is not kept in the cache.
+
+    Returns:
+        (number of tokens,) ids of an integer type.
+
+    Raises:
+        DataError: as for `load`.
+    """
+    if split != "all":
+        return getattr(load(dataset, tokenizer, block_size), split).tokens()
+    if faults := local_faults(dataset, tokenizer):
+        raise DataError("\n".join(faults))
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        opened = open_tokenizer(tokenizer)
+        source = read_source(dataset, opened, block_size, Path(scratch))
+        parts = source.parts
+        if source.is_text:
+            parts = [tokenise_rows(part, opened, tokenizer, Path(scratch), num_proc=None) for part in parts]
+        else:
+            check_tokens(dataset, source, tokenizer, opened)
+        # int64: numpy would make floats of an int64 and a uint64 part
+        return np.concatenate([flat_ids(part.with_format("arrow")[:]).astype(np.int64) for part in parts])
+
+
+def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
+    from datasets import Dataset
+
+    info = json.loads((prepared / "info.json").read_text(encoding="utf-8"))
+    tokenizer = open_tokenizer(str(prepared / "tokenizer"))
+    vocab_size = vocabulary_size(tokenizer)
+    return Data(
+        train=BlockDataset(Dataset.load_from_disk(str(prepared / "train"))),
+        validation=BlockDataset(Dataset.load_from_disk(str(prepared / "validation"))),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        fingerprint=info["fingerprint"],
+        summary=info["summary"],
+        # The names are those of this call: the same content may have been prepared under others.
+        description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {vocab_size:,} entries",
+    )
+
+
+def _dataset_identity(dataset: str) -> Any:
+    """What the content of a source hangs on: the bytes of local data wherever they lie, the name of a Hub set."""
+    if dataset == "builtin":
+        return {"builtin": hashlib.sha256(json.dumps(builtin_corpus()).encode()).hexdigest()}
+    if is_hub_dataset(dataset):
+        return {"hub": dataset, "rows_per_batch": WIKITEXT_ROWS_PER_BATCH if dataset == WIKITEXT else None}
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        return {"file": [path.suffix.lower(), _file_digest(path)]}
+    files = sorted(path.rglob("*")) if is_saved_folder(path) else data_files(path)
+    return {"folder": [[file.relative_to(path).as_posix(), _file_digest(file)] for file in files if file.is_file()]}
+
+
+def _tokenizer_identity(tokenizer: str) -> Any:
+    if tokenizer == "builtin":
+        return {"builtin": BUILTIN_VOCAB_SIZE}
+    if is_hub_tokenizer(tokenizer):
+        return {"hub": tokenizer}
+    # A tokenizer may lie beside a model: what can belong to it is small and not a weight.
+    files = sorted(Path(tokenizer).expanduser().iterdir())
+    parts = [file for file in files if file.suffix in (".json", ".txt", ".model", ".tiktoken")]
+    return {"folder": [[file.name, _file_digest(file)] for file in parts if file.is_file()]}
+
+
+def _file_digest(file: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fingerprint(blocks: datasets.Dataset, vocabulary: str) -> str:
+    digest = hashlib.sha256(f"{blocks.features['input_ids'].length} {vocabulary}".encode())
+    for table in blocks.with_format("arrow").iter(batch_size=1024):
+        digest.update(flat_ids(table).astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int, num_proc: int | None) -> None:
+    """Build the folder `prepared`: aside, then moved, so that it is complete or absent. The caller holds its lock."""
+    building = prepared.with_name(prepared.name + ".building")
+    for leftover in (building, prepared):  # of a killed process, or without its info.json
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = building / "scratch"
+    scratch.mkdir(parents=True)
+    try:
+        with quiet():
+            tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
+            source = read_source(dataset, tokenizer, block_size, scratch)
+            if not source.is_text:
+                check_tokens(dataset, source, tokenizer_name, tokenizer)
+            train, validation, tokenizer = tokenise_parts(
+                dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
+            )
+
+            vocab_size = vocabulary_size(tokenizer)
+            blocks = {"train": train, "validation": validation}
+            for part, tokens in blocks.items():
+                blocks[part] = cut_blocks(tokens, block_size, vocab_size, source.rows_per_batch, scratch)
+                if not len(blocks[part]):
+                    raise DataError(
+                        f"--dataset {dataset}: no {WIKITEXT_ROWS_PER_BATCH:,} rows of its {part} part hold "
+                        f"{block_size} tokens; choose a smaller --block_size"
+                    )
+                blocks[part].save_to_disk(str(building / part))
+            tokenizer.save_pretrained(str(building / "tokenizer"))
+            counts = [
+                f"{part} {len(tokens):,} rows, {count_tokens(tokens):,} tokens, {len(blocks[part]):,} blocks"
+                for part, tokens in (("train", train), ("validation", validation))
+            ]
+        info = {
+            "dataset": dataset,
+            "tokenizer": tokenizer_name,
+            "fingerprint": _fingerprint(blocks["train"], vocabulary_digest(tokenizer)),
+            "summary": f"{source.origin}; blocks of {block_size} tokens; {'; '.join(counts)}",
+        }
+        shutil.rmtree(scratch)
+        (building / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        building.rename(prepared)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
