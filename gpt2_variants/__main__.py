@@ -1,6 +1,7 @@
 """The commands, as `gpt2-variants COMMAND` or `python -m gpt2_variants COMMAND`: train, list, generate and others."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .config.command_line import Parser
-from .data import DataError
+from .config.options import checked, option_fields
+from .data import DataError, Reading
 from .faults import UsageError
 from .train_command import main as train
 
 _PROGRAM = "python -m gpt2_variants"
+READING = frozenset(f.name for f in dataclasses.fields(Reading))  # options that say how a source is read
 
 EPILOG = """\
 examples:
@@ -105,10 +108,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--tokenizer", metavar="NAME", required=True, help="a folder, a Hub id, or builtin")
     _add_number(prepare, "--block_size", "1024", "tokens per block; training with another cuts the blocks anew")
+    _add_reading(prepare)
     prepare.add_argument("--output_dir", metavar="FOLDER", type=Path, help="a new folder, which --dataset takes")
     prepare.add_argument("--push_to_hub", action="store_true", help="push it to the Hugging Face Hub")
     prepare.add_argument("--hub_dataset_id", metavar="NAME", help="name, or namespace/name, on the Hub")
     prepare.add_argument("--hub_private", action="store_true", help="nobody else sees it")
+
+    data = add("data", "SOURCE [options]", help="what would be trained on: files, column, splits, blocks as text")
+    data.add_argument("dataset", metavar="SOURCE", help="as --dataset for training")
+    data.add_argument(
+        "--tokenizer", metavar="NAME", default="builtin", help="a folder, a Hub id, or builtin (default: builtin)"
+    )
+    _add_number(data, "--block_size", "1024", "tokens per block")
+    _add_reading(data)
 
     push = add("push", "RUN [options]", help="push a finished run's model/ to the Hugging Face Hub")
     push.add_argument("run", metavar="RUN", type=Path, help="the run's folder, such as runs/duo_predict")
@@ -142,6 +154,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="FOLDER", type=Path, required=True, help="a model folder, such as runs/duo_predict/model"
     )
     parser.add_argument("--tokenizer", metavar="NAME", help="a folder or a Hub id (default: the model's folder)")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options of reading, as for training."""
+    for f in option_fields():
+        if f.name in READING:
+            parser.add_argument(f"--{f.name}", metavar="X", help=f.metadata["help"])
 
 
 def _add_number(parser: argparse.ArgumentParser, name: str, default: str, help: str, metavar: str = "N") -> None:
@@ -284,13 +303,38 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output_dir}")
 
 
+def _reading(arguments: argparse.Namespace, faults: list[str]) -> Reading:
+    """The options of reading; with a line in `faults` for each that has no such value."""
+    values = {}
+    for f in option_fields():
+        if f.name in READING and (text := getattr(arguments, f.name)) is not None:
+            try:
+                values[f.name] = checked(f, text)
+            except ValueError as err:
+                faults.append(f"--{f.name} {err}")
+    return Reading(**values)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from .data import check_source, load
+    from .data.preview import describe
+
+    faults: list[str] = []
+    block_size = _number(arguments, "block_size", int, lambda v: v >= 2, "at least 2 is needed", faults)
+    reading = _reading(arguments, faults)
+    faults += check_source(arguments.dataset, arguments.tokenizer, reading)
+    if faults:
+        raise UsageError(faults)
+    print(describe(load(arguments.dataset, arguments.tokenizer, block_size, reading=reading)))
+
+
 def _prepare(arguments: argparse.Namespace) -> int:
     from .prepared_data import Request, faults, prepare
 
     lines: list[str] = []
     block_size = _number(arguments, "block_size", int, lambda v: v >= 2, "at least 2 is needed", lines)
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    request = Request(**given | {"block_size": block_size})
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", *READING)}
+    request = Request(**given | {"block_size": block_size, "reading": _reading(arguments, lines)})
     lines += faults(request)
     if lines:
         raise UsageError(lines)
@@ -320,6 +364,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 COMMANDS = {
     "list": _list,
+    "data": _data,
     "generate": _generate,
     "evaluate": _evaluate,
     "prepare": _prepare,

@@ -9,12 +9,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hub_client, network
-from .data import Data, check_source, load, quiet, source_name
+from .data import Data, Reading, check_source, load, quiet, source_name
 from .faults import UsageError
 from .folders import new_folder_faults
 
@@ -34,6 +34,7 @@ class Request:
         dataset, tokenizer, block_size: as for training.
         output_dir: a new folder; None: none is saved.
         push_to_hub, hub_dataset_id, hub_private: whether to push, where to, and whether nobody else is to see it.
+        reading: how the source is to be read.
     """
 
     dataset: str
@@ -43,17 +44,19 @@ class Request:
     push_to_hub: bool = False
     hub_dataset_id: str | None = None
     hub_private: bool = False
+    reading: Reading = field(default_factory=Reading)
 
     def again(self) -> str:
         """The command that repeats the push, and saves no folder."""
         words = ["--dataset", self.dataset, "--tokenizer", self.tokenizer, "--block_size", str(self.block_size)]
+        words += [word for name, value in self.reading.identity().items() for word in (f"--{name}", str(value))]
         words += ["--push_to_hub", "--hub_dataset_id", str(self.hub_dataset_id)]
         return shlex.join(["python", "-m", "gpt2_variants", "prepare", *words, *["--hub_private"] * self.hub_private])
 
 
 def faults(request: Request) -> list[str]:
     """What stands in the way, one line each, found within seconds; the Hub is asked, and nothing is written."""
-    lines = check_source(request.dataset, request.tokenizer)
+    lines = check_source(request.dataset, request.tokenizer, request.reading)
     if request.output_dir is not None:
         lines += new_folder_faults(request.output_dir)
     if not request.push_to_hub:
@@ -84,7 +87,7 @@ def prepare(request: Request) -> int:
         DataError: as `load`.
         UsageError: the folder was made by somebody else in the meantime.
     """
-    data = load(request.dataset, request.tokenizer, request.block_size)
+    data = load(request.dataset, request.tokenizer, request.block_size, reading=request.reading)
     train, validation = (f"{len(part):,}" for part in (data.train, data.validation))
     tokens = len(data.train) * request.block_size
     print(f"blocks      train {train}, validation {validation}, of {request.block_size} tokens")

@@ -26,6 +26,7 @@ from gpt2_variants.data import (
     BlockDataset,
     DataError,
     GlobalBatchSampler,
+    Reading,
     check_source,
     data_loader,
     eval_batches,
@@ -195,10 +196,19 @@ def test_too_little_text_names_the_largest_block_size_that_fits(tmp_path, gpt2_f
 
 
 def test_one_row_cannot_be_split(tmp_path, gpt2_folder):
-    path = write_text(tmp_path / "a.txt", "one long line " * 500)
+    path = write_text(tmp_path / "a.txt", "x" * 5000)
     with pytest.raises(DataError) as caught:
         load(path, gpt2_folder, 16)
     assert_clear(str(caught.value), "--dataset", path, "1 row", "break the text into lines")
+
+
+def test_a_text_of_one_line_is_divided_at_a_space(tmp_path, gpt2_folder):
+    text = "one long line " * 500
+    loaded = load(write_text(tmp_path / "a.txt", text), gpt2_folder, 16)
+    place = text.index(" ", int(0.95 * len(text))) + 1
+    train, validation = encode(gpt2_folder, [text[:place], text[place:]])
+    assert (read(loaded.train), read(loaded.validation)) == (cut([train], 16), cut([validation], 16))
+    assert f"its last {len(text) - place} characters for validation" in loaded.description
 
 
 def test_block_size_of_one_is_refused(gpt2_folder):
@@ -227,7 +237,8 @@ def test_the_same_text_gives_the_same_blocks_from_every_kind_of_source(tmp_path,
     write_text(tmp_path / "mixed/3.txt", "")
     sources += [str(tmp_path / name) for name in ("only_string.parquet", "saved", "saved_dict", "mixed")]
 
-    loaded = [load(source, gpt2_folder, 32) for source in sources]
+    as_lines = Reading(document_separator="none")
+    loaded = [load(source, gpt2_folder, 32, reading=as_lines) for source in sources]
     reference = cut(encode(gpt2_folder, lines)[:-10], 32)
     for source, each in zip(sources, loaded, strict=True):
         assert check_source(source, gpt2_folder) == []
@@ -241,7 +252,8 @@ def test_json_lines_without_the_field_count_as_empty(tmp_path, gpt2_folder):
     lines = make_text(60).splitlines(keepends=True)
     with_gaps = [json.dumps({"text": t}) for t in lines] + ['{"text": null}', "{}"]
     loaded = load(write_text(tmp_path / "a.jsonl", "\n".join(with_gaps)), gpt2_folder, 16)
-    rows = [*encode(gpt2_folder, lines), [], []]
+    end = data.open_tokenizer(gpt2_folder).eos_token_id
+    rows = [*([*ids, end] for ids in encode(gpt2_folder, lines)), [], []]
     assert read(loaded.train) == cut(rows[: -held_out(rows, 16)], 16)
 
 
@@ -253,13 +265,16 @@ def test_own_splits_are_used_and_the_test_split_stays_unread(tmp_path, gpt2_fold
         write_text(tmp_path / f"folders/{name}/part.txt", text)
     saved = {name: datasets.Dataset.from_dict({"text": t.splitlines(keepends=True)}) for name, t in texts.items()}
     datasets.DatasetDict(saved).save_to_disk(str(tmp_path / "saved"))
+    as_lines = Reading(document_separator="none")
     for source in ("files", "folders", "saved"):
-        loaded = load(str(tmp_path / source), gpt2_folder, 16)
+        loaded = load(str(tmp_path / source), gpt2_folder, 16, reading=as_lines)
         assert read(loaded.train) == cut(rows["train"], 16), source
         assert read(loaded.validation) == cut(rows["validation"], 16), source
     del saved["validation"]
     datasets.DatasetDict(saved).save_to_disk(str(tmp_path / "with_test"))
-    assert read(load(str(tmp_path / "with_test"), gpt2_folder, 16).validation) == cut(rows["test"], 16)
+    assert read(load(str(tmp_path / "with_test"), gpt2_folder, 16, reading=as_lines).validation) == cut(
+        rows["test"], 16
+    )
 
 
 def test_files_named_by_no_split_beside_train_are_a_fault(tmp_path):
@@ -663,11 +678,11 @@ def make_faulty(folder: Path) -> list[tuple[str, str | None, str, tuple[str, ...
         "nul.txt": b"ab\0c",
         "latin.txt": "é".encode("latin-1"),
         "late.txt": late,
-        "a.csv": b"a,b",
+        "a.pdf": b"a,b",
         "noname": b"x",
         "bad.parquet": b"PAR1 cut short",
         "tokenizer/tokenizer.json": b"{}",
-        "csv/a.csv": b"a,b",
+        "pdf/a.pdf": b"a,b",
         "empties/a.txt": b"",
         "sub/x/b.jsonl": b"\0",
     }
@@ -695,11 +710,16 @@ def make_faulty(folder: Path) -> list[tuple[str, str | None, str, tuple[str, ...
         (at("latin.txt"), None, "--dataset", ("not UTF-8 (byte 0)", "iconv")),
         (at("late.txt"), None, "--dataset", ("not UTF-8 (byte 250000)", "iconv")),
         (at("sub"), None, "--dataset", ("x/b.jsonl", "binary")),
-        (at("a.csv"), None, "--dataset", ("unsupported file type .csv", *legal)),
+        (at("a.pdf"), None, "--dataset", ("unsupported file type .pdf", *legal)),
         (at("noname"), None, "--dataset", ("unsupported file type (no suffix)", *legal)),
         (at("bad.parquet"), None, "--dataset", ("not a whole Parquet file", "write it again")),
         (at("nothing"), None, "--dataset", ("the folder is empty", *legal)),
-        (at("csv"), None, "--dataset", ("no .txt, .jsonl, .json, .parquet file", *legal)),
+        (
+            at("pdf"),
+            None,
+            "--dataset",
+            ("holds no .txt, .jsonl, .json, .csv,", "(a.pdf is of a kind that is not read", *legal),
+        ),
         ("builtin", at("missing"), "--tokenizer", ("no such folder", "builtin", "Hub id")),
         ("builtin", at("nothing"), "--tokenizer", ("no tokenizer files", "vocab.json and merges.txt")),
         ("builtin", at("tokenizer/tokenizer.json"), "--tokenizer", ("is a file", f"here {at('tokenizer')}")),

@@ -28,7 +28,7 @@ def faults(run: Options, found: list[str]) -> list[str]:
     model_faults = _model_faults(run) if model_is_asked else []
     if not (run.dry_run and run.dataset == "wikitext-103"):  # a dry run knows its size without reading it
         no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
-        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer)
+        lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer, run.reading)
     json_faults = _deepspeed_faults(run, built=False)
     lines += model_faults + json_faults + _place_faults(run) + _installation_faults(run) + _hub_faults(run)
     if not json_faults and (not lines or run.deepspeed_config is not None):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .. import warm_start
+from ..data import Reading
 from ..registry import SIZES, VARIANTS, Variant
 from ..trackers.registry import TRACKERS, parse_names
 from .presets import PRESETS
@@ -59,6 +60,15 @@ class Options:
     )
     tokenizer: str = option(
         group="what to train", help="a folder, a Hub id, or builtin: a BPE trained on the training text"
+    )
+    text_column: str = option(group="what to train", help="the column that holds the text; a nested one as a.b")
+    encoding: str = option(group="what to train", help="of text files (default: utf-8)")
+    document_separator: str = option(
+        group="what to train", help="after each document: eos, none, or a token (default: eos, of lines none)"
+    )
+    validation_dataset: str = option(group="what to train", help="what to validate on, named as --dataset")
+    validation_split_percentage: float = option(
+        group="what to train", rule=POSITIVE, help="held out where there is no validation part (default: 5)"
     )
     block_size: int = option(group="what to train", rule=Annotated[int, Field(ge=2)], help="tokens per sequence")
     size: str = option(group="model", help="the model's size", choices=tuple(SIZES))
@@ -150,6 +160,11 @@ class Options:
     def spec(self) -> Variant:
         """The variant's record."""
         return VARIANTS[self.variant]
+
+    @property
+    def reading(self) -> Reading:
+        """How the data are to be read."""
+        return Reading(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reading)})
 
     @property
     def resumes(self) -> bool:

@@ -50,6 +50,7 @@ class Plan:
         num_parameters: tied ones counted once.
         flops_per_token: training FLOPs per token of data.
         dataset, tokenizer: as they were named; `data` describes them, `data_fingerprint` tells them apart.
+        reading: how the data were asked to be read, option -> value; empty where nothing was asked.
         block_size: tokens per sequence.
         training_blocks, validation_blocks: sequences that the data give.
         seed: of the initialisation, the data order and dropout.
@@ -82,6 +83,7 @@ class Plan:
     tokenizer: str
     data: str
     data_fingerprint: str | None
+    reading: dict[str, Any]
     block_size: int
     training_blocks: int
     validation_blocks: int | None
@@ -191,6 +193,7 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
         tokenizer=options.tokenizer,
         data=data.description,
         data_fingerprint=data.fingerprint,
+        reading=options.reading.identity(),
         block_size=options.block_size,
         training_blocks=data.training_blocks,
         validation_blocks=data.validation_blocks,

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from typing import Any
 
 from ..data import Data, DataError, load
 from ..faults import UsageError
@@ -54,10 +53,10 @@ def resolve(options: Options) -> Options:
     return replace(options, preset=preset, **filled)
 
 
-def load_data(options: Any) -> Data:
-    """The data that resolved options, or a plan, name: `dataset`, `tokenizer`, `block_size`. Raises `UsageError`."""
+def load_data(options: Options) -> Data:
+    """The data that resolved options name. Raises `UsageError`."""
     try:
-        return load(options.dataset, options.tokenizer, options.block_size)
+        return load(options.dataset, options.tokenizer, options.block_size, reading=options.reading)
     except DataError as err:
         raise UsageError([str(err)]) from err
 

@@ -14,6 +14,7 @@ from .cache import Data, load, load_tokens
 from .checks import check_source
 from .cutting import quiet, tokenise_rows
 from .names import WIKITEXT, DataError, SourceName, default_split, source_name
+from .reading import Reading
 from .tokenizers import encode, open_tokenizer, vocabulary_size
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Data",
     "DataError",
     "GlobalBatchSampler",
+    "Reading",
     "SourceName",
     "check_source",
     "data_loader",

@@ -57,7 +57,12 @@ class BlockDataset:
 
     def tokens(self) -> np.ndarray:
         """All ids, block after block: shape (number of blocks * S,)."""
-        return np.concatenate([flat_ids(table) for table in self._rows.iter(batch_size=1024)])
+        return np.concatenate(list(self.token_batches()))
+
+    def token_batches(self) -> Iterator[np.ndarray]:
+        """The same in pieces of some blocks each."""
+        for table in self._rows.iter(batch_size=1024):
+            yield flat_ids(table)
 
     def token_counts(self, vocab_size: int, start: int = 0) -> np.ndarray:
         """Count every token id at the positions `start` to S-1 of all blocks; int64, shape (vocab_size,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,26 @@ import numpy as np
 from .arrow import count_tokens, flat_ids
 from .blocks import BlockDataset
 from .checks import local_faults
-from .cutting import HELD_OUT, check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
-from .formats import data_files
+from .cutting import check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
+from .files import select
 from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
-from .sources import WIKITEXT_ROWS_PER_BATCH, builtin_corpus, read_source
-from .tokenizers import BUILTIN_VOCAB_SIZE, open_tokenizer, vocabulary_digest, vocabulary_size
+from .reading import HELD_OUT, NO_SEPARATOR, Reading
+from .sources import WIKITEXT_ROWS_PER_BATCH, Source, builtin_corpus, held_out_by_characters, read_source
+from .tokenizers import (
+    BUILTIN_VOCAB_SIZE,
+    line_note,
+    open_tokenizer,
+    separator_id,
+    vocabulary_digest,
+    vocabulary_size,
+)
 
 if TYPE_CHECKING:
     import datasets
     import transformers
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of the prepared data; raise it whenever the same source would give other blocks."""
 
 
@@ -44,6 +53,7 @@ class Data:
             data.
         summary: one line on the kind of source, its validation part, rows, tokens and blocks; it names no path.
         description: the summary with the names of source and tokenizer, for logs.
+        notes: what is to be known of the reading: the files that were read and that were not, the column taken.
     """
 
     train: BlockDataset
@@ -53,17 +63,24 @@ class Data:
     fingerprint: str
     summary: str
     description: str
+    notes: tuple[str, ...] = ()
 
 
 def load(
-    dataset: str, tokenizer: str, block_size: int, *, cache_dir: Path | None = None, num_proc: int | None = None
+    dataset: str,
+    tokenizer: str,
+    block_size: int,
+    *,
+    reading: Reading | None = None,
+    cache_dir: Path | None = None,
+    num_proc: int | None = None,
 ) -> Data:
     """Tokenise a source and cut it into blocks, or open what an earlier call prepared.
 
     Any number of processes may call this at once: one prepares while the others wait for its lock. Rows are
-    concatenated as they are, with no separator and no special tokens between them. A source with a `validation` (or
-    else `test`) split is evaluated on that; of others the last 5 % of rows are held out, or more where those give no
-    whole block.
+    concatenated; after each document of a row-wise source stands the tokenizer's end-of-text, of lines nothing. A
+    source with a `validation` (or else `test`) split is evaluated on that; of others the last 5 % of rows are held out,
+    or more where those give no whole block.
 
     What came from the Hub is prepared once and then no longer looked up there: delete its folder in the cache to get a
     newer version. The words `builtin` and `wikitext-103` win over files of that name; write `./builtin` for those.
@@ -73,6 +90,7 @@ def load(
         tokenizer: `builtin` (a byte-level BPE of up to 4,000 entries, trained on the training part), a folder or a
             Hub id.
         block_size: S, tokens per block, at least 2.
+        reading: how the source is to be read, beyond what it says itself.
         cache_dir: where prepared data live; default $GPT2_VARIANTS_CACHE, else ~/.cache/gpt2_variants.
         num_proc: processes to tokenise with; by default as many as there are cores and the amount of text pays for.
 
@@ -80,7 +98,8 @@ def load(
         DataError: with one line a fault, if the source or tokenizer cannot be had, do not fit together, or give no
             block.
     """
-    if faults := local_faults(dataset, tokenizer):
+    reading = reading or Reading()
+    if faults := local_faults(dataset, tokenizer, reading):
         raise DataError("\n".join(faults))
     if block_size < 2:
         raise DataError(f"--block_size {block_size}: a block needs at least 2 tokens, one to read and one to predict")
@@ -90,7 +109,10 @@ def load(
         "tokenizer": _tokenizer_identity(tokenizer),
         "block_size": block_size,
         "held_out": HELD_OUT,
+        **({"reading": asked} if (asked := reading.identity()) else {}),
     }
+    if reading.validation_dataset is not None:
+        identity["reading"] |= {"validation_dataset": _dataset_identity(reading.validation_dataset)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     cache = Path(cache_dir or default_cache())
     prepared = cache / key
@@ -108,13 +130,15 @@ def load(
             ) from error
         try:
             if not (prepared / "info.json").is_file():  # another process may have been faster
-                _prepare(prepared, dataset, tokenizer, block_size, num_proc)
+                _prepare(prepared, dataset, tokenizer, block_size, num_proc, reading)
         finally:
             lock.release()
     return _open(prepared, dataset, tokenizer)
 
 
-def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np.ndarray:
+def load_tokens(
+    dataset: str, tokenizer: str, block_size: int, split: str, reading: Reading | None = None
+) -> np.ndarray:
     """A source as one stream of token ids, to evaluate on.
 
     Args:
@@ -123,6 +147,7 @@ def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np
         block_size: of the training run that `split` refers to.
         split: `validation` or `train`, the blocks `load` gives, one after the other; or `all`, every token of the
             source (its validation part last, where it has one of its own), which is not kept in the cache.
+        reading: as for `load`.
 
     Returns:
         (number of tokens,) ids of an integer type.
@@ -131,15 +156,16 @@ def load_tokens(dataset: str, tokenizer: str, block_size: int, split: str) -> np
         DataError: as for `load`.
     """
     if split != "all":
-        return getattr(load(dataset, tokenizer, block_size), split).tokens()
-    if faults := local_faults(dataset, tokenizer):
+        return getattr(load(dataset, tokenizer, block_size, reading=reading), split).tokens()
+    if faults := local_faults(dataset, tokenizer, reading):
         raise DataError("\n".join(faults))
     with tempfile.TemporaryDirectory() as scratch, quiet():
         opened = open_tokenizer(tokenizer)
-        source = read_source(dataset, opened, block_size, Path(scratch))
+        source = read_source(dataset, opened, block_size, Path(scratch), reading)
         parts = source.parts
         if source.is_text:
-            parts = [tokenise_rows(part, opened, tokenizer, Path(scratch), num_proc=None) for part in parts]
+            separator = separator_id(source.separator, opened, tokenizer)
+            parts = [tokenise_rows(part, opened, tokenizer, Path(scratch), None, separator) for part in parts]
         else:
             check_tokens(dataset, source, tokenizer, opened)
         # int64: numpy would make floats of an int64 and a uint64 part
@@ -161,6 +187,7 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
         summary=info["summary"],
         # The names are those of this call: the same content may have been prepared under others.
         description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {vocab_size:,} entries",
+        notes=tuple(info["notes"]),
     )
 
 
@@ -173,7 +200,7 @@ def _dataset_identity(dataset: str) -> Any:
     path = Path(dataset).expanduser()
     if path.is_file():
         return {"file": [path.suffix.lower(), _file_digest(path)]}
-    files = sorted(path.rglob("*")) if is_saved_folder(path) else data_files(path)
+    files = sorted(path.rglob("*")) if is_saved_folder(path) else select(path).files
     return {"folder": [[file.relative_to(path).as_posix(), _file_digest(file)] for file in files if file.is_file()]}
 
 
@@ -205,7 +232,9 @@ def _fingerprint(blocks: datasets.Dataset, vocabulary: str) -> str:
     return digest.hexdigest()
 
 
-def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int, num_proc: int | None) -> None:
+def _prepare(
+    prepared: Path, dataset: str, tokenizer_name: str, block_size: int, num_proc: int | None, reading: Reading
+) -> None:
     """Build the folder `prepared`: aside, then moved, so that it is complete or absent. The caller holds its lock."""
     building = prepared.with_name(prepared.name + ".building")
     for leftover in (building, prepared):  # of a killed process, or without its info.json
@@ -215,13 +244,16 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
     try:
         with quiet():
             tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
-            source = read_source(dataset, tokenizer, block_size, scratch)
+            source = held_out_by_characters(read_source(dataset, tokenizer, block_size, scratch, reading))
+            for note in source.notes:
+                print(f"note: {note}", file=sys.stderr)
             if not source.is_text:
                 check_tokens(dataset, source, tokenizer_name, tokenizer)
             train, validation, tokenizer = tokenise_parts(
                 dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
             )
 
+            origin = source.origin + _said_of_text(source, tokenizer, tokenizer_name)
             vocab_size = vocabulary_size(tokenizer)
             blocks = {"train": train, "validation": validation}
             for part, tokens in blocks.items():
@@ -241,10 +273,28 @@ def _prepare(prepared: Path, dataset: str, tokenizer_name: str, block_size: int,
             "dataset": dataset,
             "tokenizer": tokenizer_name,
             "fingerprint": _fingerprint(blocks["train"], vocabulary_digest(tokenizer)),
-            "summary": f"{source.origin}; blocks of {block_size} tokens; {'; '.join(counts)}",
+            "summary": f"{origin}; blocks of {block_size} tokens; {'; '.join(counts)}",
+            "notes": source.notes,
         }
         shutil.rmtree(scratch)
         (building / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         building.rename(prepared)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _said_of_text(source: Source, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> str:
+    """How the text is joined, where that is not as it stands in the source; said, and recorded in the summary."""
+    if not source.is_text:
+        return ""
+    said = []
+    if source.separator != NO_SEPARATOR:
+        if separator_id(source.separator, tokenizer, name) is None:
+            said.append("no separator between documents, since the tokenizer has no end-of-text")
+        else:
+            said.append(f"{source.separator} after each document")
+    elif note := line_note(tokenizer):
+        said.append(note)
+    for line in said:
+        print(f"note: {line}", file=sys.stderr)
+    return "".join(f", {line}" for line in said)

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import network
-from .formats import content_fault, data_files, split_fault
+from .files import select, selection_fault
+from .formats import format_of, suffix_of
 from .names import (
-    FILE_KINDS,
     LEGAL_DATASETS,
     WIKITEXT,
     WIKITEXT_RAW,
@@ -23,11 +23,12 @@ from .names import (
     is_saved_folder,
     unreachable,
 )
+from .reading import Reading
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 
 
-def check_source(dataset: str, tokenizer: str | None) -> list[str]:
+def check_source(dataset: str, tokenizer: str | None, reading: Reading | None = None) -> list[str]:
     """Find the faults that can be seen without reading the data, in well under a second.
 
     The network is touched only where a Hub id is asked for that neither this package nor Hugging Face has cached: one
@@ -36,11 +37,12 @@ def check_source(dataset: str, tokenizer: str | None) -> list[str]:
     Args:
         dataset: value of `--dataset`.
         tokenizer: value of `--tokenizer`; None checks the data set alone.
+        reading: the options of reading.
 
     Returns:
         One line a fault, naming option, value, what is allowed and the cure; an empty list if none was found.
     """
-    faults = local_faults(dataset, tokenizer)
+    faults = local_faults(dataset, tokenizer, reading)
     if not faults and not is_prepared(dataset, tokenizer):
         if is_hub_dataset(dataset) and not _hub_cache_has_dataset(dataset) and not network.reachable():
             faults.append(unreachable("--dataset", dataset))
@@ -54,15 +56,19 @@ def check_source(dataset: str, tokenizer: str | None) -> list[str]:
     return faults
 
 
-def local_faults(dataset: str, tokenizer: str | None) -> list[str]:
+def local_faults(dataset: str, tokenizer: str | None, reading: Reading | None = None) -> list[str]:
     """Find those faults of `check_source` for which no network is needed."""
-    fault = _dataset_fault(dataset)
-    faults = [f"--dataset {dataset}: {fault}"] if fault else []
+    reading = reading or Reading()
+    faults = reading.faults()
+    sources = {"--dataset": dataset, "--validation_dataset": reading.validation_dataset}
+    for option, value in sources.items():
+        if value is not None and (fault := _dataset_fault(value, reading.encoding)):
+            faults.append(f"{option} {value}: {fault}")
     fault = tokenizer_fault(tokenizer) if tokenizer is not None else None
     return faults + ([f"--tokenizer {tokenizer}: {fault}"] if fault else [])
 
 
-def _dataset_fault(dataset: str) -> str | None:
+def _dataset_fault(dataset: str, encoding: str | None) -> str | None:
     if dataset == WIKITEXT:
         return None
     if dataset == "builtin":
@@ -78,22 +84,13 @@ def _dataset_fault(dataset: str) -> str | None:
     path = Path(dataset).expanduser()
     if not path.exists():
         return f"no such file or folder; {LEGAL_DATASETS}"
-    if path.is_file() and path.suffix.lower() not in FILE_KINDS:
-        return f"unsupported file type {path.suffix or '(no suffix)'}; {LEGAL_DATASETS}"
+    if path.is_file() and format_of(path) is None:
+        return f"unsupported file type {suffix_of(path) or '(no suffix)'}; {LEGAL_DATASETS}"
     if is_saved_folder(path):
         return None
-    files = data_files(path)
-    if not files and path.is_dir() and not any(path.iterdir()):
-        return f"the folder is empty; {LEGAL_DATASETS}"
-    if not files and path.is_dir():
-        return f"the folder holds no {', '.join(FILE_KINDS)} file; {LEGAL_DATASETS}"
-    if all(file.stat().st_size == 0 for file in files):
-        return f"{'the file is' if path.is_file() else 'all its files are'} empty; give one that holds text"
-    for file in files:
-        if fault := content_fault(file):
-            where = "" if file == path else f"{file.relative_to(path)}: "
-            return f"{where}{fault}"
-    return split_fault(path, files)
+    selection = select(path)
+    fault = selection_fault(path, selection, encoding)
+    return f"{fault}; {LEGAL_DATASETS}" if fault and not selection.files and "empty; " not in fault else fault
 
 
 def tokenizer_fault(tokenizer: str) -> str | None:

@@ -15,14 +15,13 @@ import numpy as np
 from .arrow import count_tokens, flat_ids, row_lengths, rows_in_batch
 from .names import DataError
 from .sources import Source
-from .tokenizers import encode, train_tokenizer, vocabulary_size
+from .tokenizers import encode, separator_id, train_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     import datasets
     import transformers
 
 
-HELD_OUT = 0.05  # of the rows, where a source has no split of its own
 BYTES_PER_PROCESS = 8 << 20  # less text than this does not pay for starting a process
 
 
@@ -38,8 +37,9 @@ def tokenise_parts(
     """Tokenise both parts, after holding out the last rows where the source has one part only."""
     if source.validation is not None:
         trained = tokenizer or train_tokenizer(source.train)
+        separator = separator_id(source.separator, trained, tokenizer_name)
         train, validation = (
-            tokenise_rows(part, trained, tokenizer_name, scratch, num_proc) if source.is_text else part
+            tokenise_rows(part, trained, tokenizer_name, scratch, num_proc, separator) if source.is_text else part
             for part in (source.train, source.validation)
         )
         fits = min(count_tokens(train), count_tokens(validation))
@@ -53,11 +53,14 @@ def tokenise_parts(
             f"--dataset {dataset}: has {len(rows)} row (line), and whole rows are held out for validation; break the "
             "text into lines, or give a validation split"
         )
-    held = max(1, round(HELD_OUT * len(rows)))
+    held = first_held = max(1, round(source.held_out * len(rows)))
     while True:
         # Only their tokens tell whether these rows give a block; a tokenizer trained on the rest changes with them.
         trained = tokenizer or train_tokenizer(rows.select(range(len(rows) - held)))
-        tokens = tokenise_rows(rows, trained, tokenizer_name, scratch, num_proc) if source.is_text else rows
+        separator = separator_id(source.separator, trained, tokenizer_name)
+        tokens = rows
+        if source.is_text:
+            tokens = tokenise_rows(rows, trained, tokenizer_name, scratch, num_proc, separator)
         reversed_totals = np.cumsum(row_lengths(tokens)[::-1])  # tokens in the last 1, 2, ... rows
         needed = int(np.searchsorted(reversed_totals, block_size)) + 1
         if needed <= held or needed >= len(rows):
@@ -66,7 +69,7 @@ def tokenise_parts(
     validation = tokens.select(range(len(rows) - held, len(rows)))
     train = tokens.select(range(len(rows) - held))
     if needed > held or count_tokens(train) < block_size:
-        ends = reversed_totals[max(1, round(HELD_OUT * len(rows))) - 1 : -1]
+        ends = reversed_totals[first_held - 1 : -1]
         fits = int(np.minimum(ends, reversed_totals[-1] - ends).max())
         raise _too_little(dataset, train, validation, block_size, fits)
     return train, validation, trained
@@ -88,8 +91,12 @@ def tokenise_rows(
     tokenizer_name: str,
     scratch: Path,
     num_proc: int | None,
+    separator: int | None = None,
 ) -> datasets.Dataset:
-    """Rows of text to rows of ids below the tokenizer's `vocabulary_size`, row by row, in parallel where that pays."""
+    """Rows of text to rows of ids below the tokenizer's `vocabulary_size`, row by row, in parallel where that pays.
+
+    After each row that is not empty comes the id `separator`, if there is one.
+    """
     from datasets import Features, List, Value
 
     vocab_size = vocabulary_size(tokenizer)
@@ -103,6 +110,8 @@ def tokenise_rows(
                 f"--tokenizer {tokenizer_name}: gives the id {largest}, which none of its "
                 f"tokens has (the largest is {vocab_size - 1}); give a tokenizer whose unk token is in its vocabulary"
             )
+        if separator is not None:
+            rows = [[*ids, separator] if ids else ids for ids in rows]
         return {"input_ids": rows}
 
     if num_proc is None:

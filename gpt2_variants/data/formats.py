@@ -1,143 +1,238 @@
-"""Local files: which of them are read, in which split, and how."""
+"""File formats: by which suffix they go, how a file is checked, and how its rows are read.
+
+Every format reads exactly the bytes of the file it is given, whatever its name looks like.
+"""
 
 from __future__ import annotations
 
+import bz2
 import codecs
-import itertools
-import re
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Any
 
-from .. import network
-from .names import FILE_KINDS, LEGAL_DATASETS, DataError, brief, is_saved_folder
+import numpy as np
 
-if TYPE_CHECKING:
-    import datasets
+from .names import DataError
 
-
-SPLIT_NAMES = {name: name for name in ("train", "validation", "test")}
-SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 SAMPLE_BYTES = 64 * 1024
+CHUNK_CHARACTERS = 4 << 20  # of text read at a time
+ROWS_AT_ONCE = 1000
+LLM_C_MAGIC: dict[int, Any] = {20240520: "<u2", 20240801: "<u4"}  # of the header of llm.c's token files, 1 KiB
 
 
-def data_files(path: Path) -> list[Path]:
-    """The readable files under `path` (itself, if it is a file), sorted by their path; hidden ones are left out."""
-    if path.is_file():
-        return [path]
-    found = (file for file in path.rglob("*") if file.suffix.lower() in FILE_KINDS and file.is_file())
-    visible = (file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
-    return sorted(visible, key=lambda file: file.relative_to(path).as_posix())
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        kind: what a row is: a line of text ("lines"), an object with columns ("rows"), or token ids ("ids").
+        read: (path, encoding) -> lists of rows: strings, dicts, or arrays of ids.
+        is_binary: whether it is no text, and cannot be compressed from outside.
+    """
+
+    kind: str
+    read: Callable[[Path, str | None], Iterator[list[Any]]]
+    is_binary: bool = False
 
 
-def content_fault(file: Path) -> str | None:
+def open_text(path: Path, encoding: str | None) -> IO[str]:
+    """The text of a file, decompressed by its suffix; a byte order mark is no part of it, line ends are newlines."""
+    opener = COMPRESSIONS.get(path.suffix.lower())
+    stream = opener(path) if opener else path.open("rb")
+    return io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding is None else encoding)
+
+
+def _open_zst(path: Path) -> Any:
+    import zstandard  # type: ignore[import-not-found,unused-ignore]  # an extra that need not be there
+
+    return io.BufferedReader(zstandard.open(path, "rb"))
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
+
+
+def _lines(path: Path, encoding: str | None) -> Iterator[list[str]]:
+    with open_text(path, encoding) as text:
+        while chunk := text.read(CHUNK_CHARACTERS):
+            yield io.StringIO(chunk + text.readline()).readlines()
+
+
+def _objects(path: Path, encoding: str | None) -> Iterator[list[Any]]:
+    """The values of a file of JSON: one a line, or in an array, or one after the other over several lines."""
+    with open_text(path, encoding) as text:
+        first = next((line for line in text if line.strip()), "")
+    try:
+        by_lines = not first.lstrip().startswith("[") and json.loads(first) is not None
+    except json.JSONDecodeError:
+        by_lines = False
+    yield from _in_lists(_json_lines(path, encoding) if by_lines else _json_values(path, encoding))
+
+
+def _json_lines(path: Path, encoding: str | None) -> Iterator[Any]:
+    with open_text(path, encoding) as text:
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path.name}, line {number}: no JSON: {error.msg}") from None
+
+
+def _json_values(path: Path, encoding: str | None) -> Iterator[Any]:
+    with open_text(path, encoding) as text:
+        content = text.read().strip()
+    decoder, place = json.JSONDecoder(), 0
+    while place < len(content):
+        try:
+            value, place = decoder.raw_decode(content, place)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, line {error.lineno}: no JSON: {error.msg}") from None
+        yield from value if isinstance(value, list) else [value]
+        while place < len(content) and (content[place].isspace() or content[place] == ","):
+            place += 1
+
+
+def _records(delimiter: str) -> Callable[[Path, str | None], Iterator[list[Any]]]:
+    def read(path: Path, encoding: str | None) -> Iterator[list[Any]]:
+        csv.field_size_limit(sys.maxsize)
+        with open_text(path, encoding) as text:
+            text.reconfigure(newline="")  # type: ignore[attr-defined]  # line ends within quotes are the csv module's
+            rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+            yield from _in_lists(_without_surplus(path, rows))
+
+    return read
+
+
+def _without_surplus(path: Path, rows: csv.DictReader) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if None in row:
+            raise ValueError(f"{path.name}, line {rows.line_num}: has more fields than the header")
+        yield row
+
+
+def _parquet(path: Path, _: str | None) -> Iterator[list[Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            yield batch.to_pylist()
+
+
+def _npy(path: Path, _: str | None) -> Iterator[list[np.ndarray]]:
+    ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"{path.name} holds {ids.dtype}, and token ids are integers")
+    yield from _in_pieces(ids.reshape(-1))
+
+
+def _bin(path: Path, _: str | None) -> Iterator[list[np.ndarray]]:
+    """nanoGPT's uint16 without a header, or llm.c's with one, which tells the number of ids and their size."""
+    ids: Any
+    head = np.fromfile(path, dtype="<i4", count=3)
+    if len(head) == 3 and int(head[0]) in LLM_C_MAGIC:
+        ids = np.memmap(path, dtype=LLM_C_MAGIC[int(head[0])], mode="r", offset=1024)
+        if len(ids) != head[2]:
+            raise ValueError(f"{path.name} holds {len(ids):,} ids, and its header says {head[2]:,}")
+    else:
+        ids = np.memmap(path, dtype="<u2", mode="r")
+    yield from _in_pieces(ids)
+
+
+def _in_pieces(ids: np.ndarray) -> Iterator[list[np.ndarray]]:
+    for start in range(0, len(ids), CHUNK_CHARACTERS):
+        yield [np.asarray(ids[start : start + CHUNK_CHARACTERS])]
+
+
+def _in_lists(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    held: list[Any] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == ROWS_AT_ONCE:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+_TEXT, _JSON = Format("lines", _lines), Format("rows", _objects)
+FORMATS: dict[str, Format] = {
+    **dict.fromkeys((".txt", ".text", ".tokens", ".raw"), _TEXT),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _JSON),
+    ".csv": Format("rows", _records(",")),
+    ".tsv": Format("rows", _records("\t")),
+    ".parquet": Format("rows", _parquet, is_binary=True),
+    ".npy": Format("ids", _npy, is_binary=True),
+    ".bin": Format("ids", _bin, is_binary=True),
+}
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npy", ".bin")  # those that messages name
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that tells a file's kind, with that of its compression: `.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + suffix if suffix in COMPRESSIONS else suffix
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file by its name; None if it is none that is read."""
+    suffix, compression = suffix_of(path), path.suffix.lower()
+    if compression in COMPRESSIONS:
+        inner = FORMATS.get(suffix.removesuffix(compression))
+        return inner if inner is not None and not inner.is_binary else None
+    return FORMATS.get(suffix)
+
+
+def content_fault(file: Path, encoding: str | None) -> str | None:
     """Tell whether a file plainly is not what its suffix says, from samples of its beginning, middle and end."""
+    suffix = file.suffix.lower()
+    if suffix in COMPRESSIONS:
+        if suffix == ".zst" and find_spec("zstandard") is None:
+            return "zstandard is not installed; pip install zstandard, or decompress it"
+        return None
     size = file.stat().st_size
+    found = format_of(file)
     with file.open("rb") as stream:
-        if file.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             head = stream.read(4)
             stream.seek(max(0, size - 4))
             whole = size == 0 or head == stream.read() == b"PAR1"
             return None if whole else "not a whole Parquet file (PAR1 mark missing); write it again or give another"
+        if encoding is not None or (found is not None and found.is_binary):
+            return None
         for start in sorted({0, max(0, size // 2), max(0, size - SAMPLE_BYTES)}):
             stream.seek(start)
             sample = stream.read(SAMPLE_BYTES)
+            if start == 0 and sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return "UTF-16, by its first bytes; give --encoding utf-16"
             if (nul := sample.find(b"\0")) >= 0:
-                return f"binary, not text (NUL byte at offset {start + nul}); give UTF-8 text"
+                return f"binary, not text (NUL byte at offset {start + nul}); give UTF-8 text, or its --encoding"
             # A window may begin within a character (at most 3 continuation bytes) and end within one (final=False).
             skipped = next((i for i in range(min(4, len(sample))) if sample[i] & 0xC0 != 0x80), 0) if start else 0
             try:
                 codecs.getincrementaldecoder("utf-8")().decode(sample[skipped:], final=start + len(sample) == size)
             except UnicodeDecodeError as error:
-                return f"not UTF-8 (byte {start + skipped + error.start}); convert it, e.g. `iconv -f latin1 -t utf-8`"
+                at = start + skipped + error.start
+                return f"not UTF-8 (byte {at}); give its --encoding, such as latin-1, or convert it with iconv"
     return None
 
 
-def _files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Group the files of a folder by the split that their name, or a folder's above them, begins with.
-
-    Names count only where one of them says train, as in `train-00000.parquet` or `train/a.txt`: nobody means to train
-    on the `test.txt` beside a `train.txt`. Otherwise all files are the train split. The key "" holds files of no
-    split.
-    """
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        parts = file.relative_to(path).parts if file != path else ()
-        words = (re.split(r"[^a-z]", part.lower(), maxsplit=1)[0] for part in parts)
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
-        splits.setdefault(split, []).append(file)
-    return splits if "train" in splits else {"train": files}
-
-
-def split_fault(path: Path, files: list[Path]) -> str | None:
-    """Say which file of a folder belongs to no split, where others are named after one; None if there is none."""
-    stray = _files_by_split(path, files).get("")
-    if not stray:
-        return None
-    return (
-        f"some files are named train, but {stray[0].relative_to(path)} is named neither train, validation nor test; "
-        "rename it after its split or move it away"
-    )
-
-
-def read_local(dataset: str, path: Path, scratch: Path) -> dict[str, datasets.Dataset]:
-    """Read a file, a folder of files, or one saved by `datasets`: split -> rows.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    import datasets
-
-    try:
-        with network.offline(True):
-            if is_saved_folder(path):
-                saved = datasets.load_from_disk(str(path))
-                return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-            by_split = _files_by_split(path, data_files(path))
-            return {split: _read_files(dataset, files, scratch) for split, files in by_split.items()}
-    except DataError:
-        raise
-    except Exception as error:  # the readers wrap Arrow's, pandas' and Unicode errors in various ways
-        reason = brief(error.__cause__ or error)
-        raise DataError(f"--dataset {dataset}: cannot be read ({reason}); {LEGAL_DATASETS}") from error
-
-
-def _read_files(dataset: str, files: list[Path], scratch: Path) -> datasets.Dataset:
-    """Read files in their order, runs of the same kind together."""
-    from datasets import Dataset, concatenate_datasets
-
-    rows = []
-    filled = (file for file in files if file.stat().st_size)
-    for kind, run in itertools.groupby(filled, key=lambda file: FILE_KINDS[file.suffix.lower()]):
-        paths = [str(file) for file in run]
-        if kind == "text":
-            part = Dataset.from_text(paths, cache_dir=str(scratch), keep_linebreaks=True)
-        elif kind == "json":
-            part = Dataset.from_json(paths, cache_dir=str(scratch))
-        else:
-            part = Dataset.from_parquet(paths, cache_dir=str(scratch))
-        rows.append(one_column(dataset, part))
-    if len({tuple(part.column_names) for part in rows}) > 1:
-        raise DataError(f"--dataset {dataset}: some files hold text, others token ids; give one kind only")
-    return concatenate_datasets(rows)
-
-
-def one_column(dataset: str, rows: datasets.Dataset) -> datasets.Dataset:
-    """Keep the column to train on, named `text` or `input_ids`. Text is preferred: it fits every tokenizer."""
-    from datasets import LargeList, List, Value
-
-    kinds = rows.features
-    strings = [name for name, kind in kinds.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
-    ids = kinds.get("input_ids")
-    if "text" in strings:
-        column = "text"
-    elif isinstance(ids, (List, LargeList)) and isinstance(ids.feature, Value) and "int" in ids.feature.dtype:
-        return rows.select_columns(["input_ids"])
-    elif len(strings) == 1:
-        column = strings[0]
-    else:
-        raise DataError(
-            f"--dataset {dataset}: it is not clear which of the columns {', '.join(kinds)} to train on; give a column "
-            "`text`, a single column of strings, or `input_ids` (lists of token ids)"
-        )
-    rows = rows.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-    return rows if rows.features["text"].dtype == "string" else rows.cast_column("text", Value("string"))
+def rows_of(path: Path, encoding: str | None) -> Iterator[list[Any]]:
+    """The rows of a file in lists, as its format reads them. Raises what that raises; `DataError` for no format."""
+    found = format_of(path)
+    if found is None:
+        raise DataError(f"{path}: is of no kind that is read")
+    return found.read(path, encoding)

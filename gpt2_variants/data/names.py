@@ -18,11 +18,17 @@ WIKITEXT = "wikitext-103"
 WIKITEXT_READY = "BluebrainAI/wikitext-103-raw-v1-seq{}-tokenized-grouped"
 WIKITEXT_READY_BLOCK_SIZES = (512, 1024)
 WIKITEXT_RAW = "Salesforce/wikitext:wikitext-103-raw-v1"
-FILE_KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-FOREIGN_SUFFIXES = {".arrow", ".bin", ".csv", ".gz", ".md", ".npy", ".pdf", ".pt", ".tsv", ".xml", ".zip", ".zst"}
+# A name that ends with one of them means a file, also one that is not read or not there.
+FILE_SUFFIXES = frozenset(
+    (
+        ".arrow .bin .bz2 .csv .gz .json .jsonl .md .ndjson .npy .parquet .pdf .pt .raw .text .tokens .tsv .txt .xml "
+        ".xz .zip .zst"
+    ).split()
+)
 LEGAL_DATASETS = (
-    f"give builtin, {WIKITEXT}, a .txt, .jsonl, .json (lines) or .parquet file, a folder of such files, a folder saved "
-    "by `datasets`, or a Hub id (id or id:config)"
+    f"give builtin, {WIKITEXT}, a .txt, .jsonl, .json, .csv, .tsv or .parquet file (text also as .gz, .bz2, .xz, "
+    ".zst), token ids as .npy or .bin, a folder of such files, a folder saved by `datasets`, or a Hub id (id or "
+    "id:config)"
 )
 LOCAL_DATASETS = "use --dataset builtin, or a local .txt, .jsonl or .parquet file or folder"
 LOCAL_TOKENIZERS = "use --tokenizer builtin, or a local folder with tokenizer.json (or vocab.json and merges.txt)"
@@ -61,8 +67,7 @@ def source_name(dataset: str) -> SourceName:
 def is_path(name: str) -> bool:
     """Whether `name` means a place on this machine; everything else is taken for a Hub id."""
     looks_local = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1
-    suffixes = FILE_KINDS.keys() | FOREIGN_SUFFIXES
-    return looks_local or Path(name).suffix.lower() in suffixes or (name != "" and Path(name).exists())
+    return looks_local or Path(name).suffix.lower() in FILE_SUFFIXES or (name != "" and Path(name).exists())
 
 
 def is_hub_dataset(dataset: str) -> bool:

@@ -12,6 +12,7 @@ from .. import network
 from .arrow import rows_in_batch
 from .checks import tokenizer_fault
 from .names import LOCAL_TOKENIZERS, DataError, brief, is_path, unreachable
+from .reading import END_OF_TEXT_WORD, NO_SEPARATOR
 
 if TYPE_CHECKING:
     import datasets
@@ -110,6 +111,45 @@ def encode(
         f"--tokenizer {name}: cannot encode {shown}, since it has no entry for it and no unk token in its "
         f"vocabulary{reason}; give a tokenizer with an unk token, or a byte-level one such as builtin or gpt2"
     )
+
+
+def separator_id(separator: str, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> int | None:
+    """The id that stands after each document; None for no separator, or where a tokenizer has no end-of-text.
+
+    Args:
+        separator: "none", "eos", or a text.
+        tokenizer: an opened one.
+        name: what the user calls it, for the error.
+
+    Raises:
+        DataError: the text is not one token.
+    """
+    if separator == NO_SEPARATOR:
+        return None
+    if separator == END_OF_TEXT_WORD:
+        return tokenizer.eos_token_id
+    ids = encode(tokenizer, name, [separator])[0]
+    if len(ids) != 1:
+        raise DataError(
+            f"--document_separator {separator}: is {len(ids)} tokens of --tokenizer {name}, and one is needed; eos, "
+            "none, or a text that is one token"
+        )
+    return ids[0]
+
+
+def line_note(tokenizer: transformers.PreTrainedTokenizerBase) -> str | None:
+    """What is to be said of a tokenizer that gives lines other tokens than the same text in one; None if it does not.
+
+    SentencePiece and its like put a space before every text that they are given.
+    """
+    lines = ["first line\n", "second line\n"]
+    try:
+        first, second, whole = encode(tokenizer, "", [*lines, "".join(lines)])
+    except DataError:  # it cannot encode English
+        return None
+    if first + second == whole:
+        return None
+    return "the tokenizer adds tokens at the beginning or end of every line, which the text does not have"
 
 
 def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str]) -> str | None:

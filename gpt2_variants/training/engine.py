@@ -25,7 +25,8 @@ from .seeds import seed_everything
 
 def init_distributed() -> None:
     """Join the process group that the launcher describes; without a launcher, make one of a single rank."""
-    if "RANK" not in os.environ:  # no launcher: one rank
+    alone = "RANK" not in os.environ  # no launcher: one rank
+    if alone:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -42,6 +43,9 @@ def init_distributed() -> None:
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before NCCL's first collective takes the current one
     if not dist.is_initialized():
+        if alone and not torch.cuda.is_available():
+            # without a port, which another process may have taken meanwhile
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed()
         atexit.register(dist.destroy_process_group)
 
