@@ -88,6 +88,8 @@ def prepare(request: Request) -> int:
         UsageError: the folder was made by somebody else in the meantime.
     """
     data = load(request.dataset, request.tokenizer, request.block_size, reading=request.reading)
+    for note in data.notes:
+        print(f"reading     {note}")
     train, validation = (f"{len(part):,}" for part in (data.train, data.validation))
     tokens = len(data.train) * request.block_size
     print(f"blocks      train {train}, validation {validation}, of {request.block_size} tokens")

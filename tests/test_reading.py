@@ -143,7 +143,7 @@ def test_a_column_that_is_not_plainly_the_text_is_refused_with_a_row(row, shown,
         (lambda i, t: {"id": str(i), "doc": {"body": t, "n": i}}, "doc.body"),
     ],
 )
-def test_the_column_taken_is_said_and_recorded(row, column, kind, bpe, tmp_path, capfd):
+def test_the_column_taken_is_said_and_recorded(row, column, kind, bpe, tmp_path):
     texts = [f"text {i} of this source" for i in range(60)]
     rows = [row(i, text) for i, text in enumerate(texts)]
     path = tmp_path / f"a.{kind}"
@@ -157,7 +157,7 @@ def test_the_column_taken_is_said_and_recorded(row, column, kind, bpe, tmp_path,
     assert "".join(f"{t}<|endoftext|>" for t in texts).startswith(text_of(data, "train"))
     said = column or ("content" if "content" in rows[0] else "anything")
     assert f"text from the column {said}" in data.description
-    assert f"note: text from the column {said}" in capfd.readouterr().err
+    assert any(note.startswith(f"text from the column {said}") for note in data.notes)
     assert "is not there" in refusal(path, bpe, text_column="nothing")
 
 
@@ -189,7 +189,7 @@ def test_a_row_of_another_kind_is_refused_with_its_file(bpe, tmp_path):
         ("data.train.jsonl", "data.val.jsonl", "data.test.jsonl"),
     ],
 )
-def test_split_words_count_anywhere_in_a_name(train, validation, test, bpe, tmp_path, capfd):
+def test_split_words_count_anywhere_in_a_name(train, validation, test, bpe, tmp_path):
     folder = tmp_path / "d"
     for name, word in ((train, "learn"), (validation, "check"), (test, "secret")):
         lines = lines_of(word)
@@ -198,7 +198,7 @@ def test_split_words_count_anywhere_in_a_name(train, validation, test, bpe, tmp_
     data = load(str(folder), bpe, 4, reading=Reading(document_separator="none"))
     assert lines_of("learn").startswith(text_of(data, "train"))
     assert lines_of("check").startswith(text_of(data, "validation"))
-    assert "note: not read: the test split" in capfd.readouterr().err
+    assert "not read: the test split, since there is a validation split" in data.notes
 
 
 @pytest.mark.parametrize(
@@ -222,17 +222,17 @@ def test_a_folder_whose_splits_are_not_clear_is_refused(names, message, tmp_path
 
 
 @pytest.mark.parametrize("word", ["valid", "val", "dev", "eval", "validation", "my_dev"])
-def test_the_splits_of_a_saved_data_set_go_by_any_of_their_names(word, bpe, tmp_path, capfd):
+def test_the_splits_of_a_saved_data_set_go_by_any_of_their_names(word, bpe, tmp_path):
     parts = {"train": "learn", word: "check", "test": "secret"}
     rows = {split: datasets.Dataset.from_dict({"text": lines_of(w).splitlines(True)}) for split, w in parts.items()}
     datasets.DatasetDict(rows).save_to_disk(str(tmp_path / "saved"))
     data = load(str(tmp_path / "saved"), bpe, 4, reading=Reading(document_separator="none"))
     assert lines_of("learn").startswith(text_of(data, "train"))
     assert lines_of("check").startswith(text_of(data, "validation"))
-    assert "note: not read: the split test" in capfd.readouterr().err
+    assert "not read: the split test" in data.notes
 
 
-def test_what_is_read_is_listed_and_what_is_not_is_named(bpe, tmp_path, capfd):
+def test_what_is_read_is_listed_and_what_is_not_is_named(bpe, tmp_path):
     folder = tmp_path / "d"
     lines = {name: lines_of(name, 40) for name in ("a", "b", "c", "linked")}
     write(folder / "a.txt", lines["a"])
@@ -246,11 +246,10 @@ def test_what_is_read_is_listed_and_what_is_not_is_named(bpe, tmp_path, capfd):
     for name in ("README.txt", "meta.json", "LICENSE", "picture.png", ".hidden.txt"):
         write(folder / name, "not data\n" * 50)
     write(folder / "empty.txt", "")
-    text = trained_text(folder, bpe)
-    assert "".join(lines.values()).startswith(text)
-    assert "linked 20" in text
-    err = capfd.readouterr().err
-    assert "note: 4 files (3 .txt, 1 .txt.gz; " in err
+    data = load(str(folder), bpe, 4)
+    assert "".join(lines.values()).startswith(text_of(data, "train"))
+    assert "linked 20" in text_of(data, "train")
+    assert data.notes[0].startswith("4 files (3 .txt, 1 .txt.gz; ")
     for line in (
         "README.txt is about the data, by its name",
         "meta.json is about the data, by its name",
@@ -261,7 +260,10 @@ def test_what_is_read_is_listed_and_what_is_not_is_named(bpe, tmp_path, capfd):
         "zz_again is the same folder as zlink",
         "circle is the same folder as .",
     ):
-        assert f"note: not read: {line}" in err
+        assert f"not read: {line}" in data.notes
+    (folder / "more.pdf").touch()
+    again = load(str(folder), bpe, 4)
+    assert "not read: more.pdf is of a kind that is not read (.pdf)" in again.notes, "also where nothing is prepared"
 
 
 def test_validation_from_elsewhere_or_by_percent(bpe, tmp_path):
@@ -396,7 +398,7 @@ def test_token_files_of_others_are_taken_as_they_are(kind, bpe, tmp_path):
     assert "give the --tokenizer that made them" in refusal(path)
 
 
-def test_masked_unlabelled_and_null_positions_are_dropped_and_counted(bpe, tmp_path, capfd):
+def test_masked_unlabelled_and_null_positions_are_dropped_and_counted(bpe, tmp_path):
     rng = random.Random(0)
     rows, wanted = [], []
     for _ in range(100):
@@ -496,3 +498,17 @@ def test_reading_is_in_the_key_and_in_the_plan(bpe, tmp_path):
     assert text_of(other, "train").startswith("o 0<|endoftext|>o 1")
     assert first.fingerprint != other.fingerprint
     assert len(list(Path(os.environ["GPT2_VARIANTS_CACHE"]).glob("*/info.json"))) == 2
+
+
+def test_a_tokenizer_that_adds_a_space_to_every_line_is_said(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate(" \u2581abcdefghijklmnopqrstuvwxyz0123456789\n")}
+    model = Tokenizer(models.BPE(letters, [], unk_token="a"))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    model.decoder = decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=model, unk_token="a").save_pretrained(str(tmp_path / "llama"))
+    data = load(str(write(tmp_path / "a.txt", lines_of("line"))), str(tmp_path / "llama"), 4)
+    assert any("adds tokens at the beginning or end of every line" in note for note in data.notes)
+    assert "adds tokens at the beginning or end of every line" in data.description

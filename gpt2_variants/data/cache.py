@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from .cutting import check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_r
 from .files import select
 from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
 from .reading import HELD_OUT, NO_SEPARATOR, Reading
-from .sources import WIKITEXT_ROWS_PER_BATCH, Source, builtin_corpus, held_out_by_characters, read_source
+from .sources import WIKITEXT_ROWS_PER_BATCH, Source, builtin_corpus, file_notes, held_out_by_characters, read_source
 from .tokenizers import (
     BUILTIN_VOCAB_SIZE,
     line_note,
@@ -187,7 +186,8 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
         summary=info["summary"],
         # The names are those of this call: the same content may have been prepared under others.
         description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {vocab_size:,} entries",
-        notes=tuple(info["notes"]),
+        # Those on the files are of this call too: others of the same content may lie beside other files.
+        notes=(*file_notes(dataset), *info["notes"]),
     )
 
 
@@ -245,15 +245,14 @@ def _prepare(
         with quiet():
             tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
             source = held_out_by_characters(read_source(dataset, tokenizer, block_size, scratch, reading))
-            for note in source.notes:
-                print(f"note: {note}", file=sys.stderr)
             if not source.is_text:
                 check_tokens(dataset, source, tokenizer_name, tokenizer)
             train, validation, tokenizer = tokenise_parts(
                 dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
             )
 
-            origin = source.origin + _said_of_text(source, tokenizer, tokenizer_name)
+            said = _said_of_text(source, tokenizer, tokenizer_name)
+            origin = ", ".join([source.origin, *said])
             vocab_size = vocabulary_size(tokenizer)
             blocks = {"train": train, "validation": validation}
             for part, tokens in blocks.items():
@@ -274,7 +273,7 @@ def _prepare(
             "tokenizer": tokenizer_name,
             "fingerprint": _fingerprint(blocks["train"], vocabulary_digest(tokenizer)),
             "summary": f"{origin}; blocks of {block_size} tokens; {'; '.join(counts)}",
-            "notes": source.notes,
+            "notes": [*source.notes, *said],
         }
         shutil.rmtree(scratch)
         (building / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -283,18 +282,13 @@ def _prepare(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _said_of_text(source: Source, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> str:
-    """How the text is joined, where that is not as it stands in the source; said, and recorded in the summary."""
+def _said_of_text(source: Source, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> list[str]:
+    """How the text is joined, where that is not as it stands in the source, in words."""
     if not source.is_text:
-        return ""
-    said = []
+        return []
     if source.separator != NO_SEPARATOR:
         if separator_id(source.separator, tokenizer, name) is None:
-            said.append("no separator between documents, since the tokenizer has no end-of-text")
-        else:
-            said.append(f"{source.separator} after each document")
-    elif note := line_note(tokenizer):
-        said.append(note)
-    for line in said:
-        print(f"note: {line}", file=sys.stderr)
-    return "".join(f", {line}" for line in said)
+            return ["no separator between documents, since the tokenizer has no end-of-text"]
+        return [f"{source.separator} after each document"]
+    note = line_note(tokenizer)
+    return [note] if note else []

@@ -39,8 +39,13 @@ class Selection:
     conflict: str | None = None
 
     @property
+    def unused(self) -> list[str]:
+        """The splits that are not read, since there is one to validate on."""
+        return sorted(self.splits.keys() - {"train", "validation"}) if "validation" in self.splits else []
+
+    @property
     def files(self) -> list[Path]:
-        """All that are read."""
+        """All that belong to the source."""
         return [file for files in self.splits.values() for file in files]
 
 

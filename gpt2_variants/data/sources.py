@@ -146,20 +146,23 @@ def _read_local(dataset: str, path: Path, reading: Reading, scratch: Path) -> So
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         return _from_splits(dataset, "local", splits, reading, scratch)
     selection = select(path)
-    unused = selection.splits.keys() - {"train", "validation"} if "validation" in selection.splits else set()
-    files = [file for split, those in selection.splits.items() if split not in unused for file in those]
-    notes = [listed(files)] if path.is_dir() else []
-    notes += [f"not read: {name} {why}" for name, why in selection.left_out]
     rows = {
         split: read_files(dataset, files, reading, scratch)
         for split, files in selection.splits.items()
-        if split not in unused
+        if split not in selection.unused
     }
-    notes += [f"not read: the {split} split, since there is a validation split" for split in sorted(unused)]
-    origin = f"local, {listed(files)}" if path.is_dir() else "local"
-    if selection.left_out:
-        origin += f" and {len(selection.left_out)} not read"
-    return _assembled(dataset, origin, rows, reading, notes)
+    return _assembled(dataset, "local", rows, reading, [])
+
+
+def file_notes(dataset: str) -> list[str]:
+    """What of a local folder is read and what is not, a line each; of other sources nothing."""
+    path = Path(dataset).expanduser()
+    if dataset in ("builtin", WIKITEXT) or not path.is_dir() or is_saved_folder(path):
+        return []
+    selection = select(path)
+    read = [file for split, files in selection.splits.items() if split not in selection.unused for file in files]
+    notes = [listed(read), *(f"not read: {name} {why}" for name, why in selection.left_out)]
+    return notes + [f"not read: the {split} split, since there is a validation split" for split in selection.unused]
 
 
 def _from_splits(

@@ -36,6 +36,8 @@ def train(options: Options) -> Trained:
     """
     try_out(options)
     data, plan = prepare(options)
+    for note in data.notes if main_rank() else ():
+        print(f"data: {note}", file=sys.stderr)
     if main_rank() and plan.chosen:
         print(f"--preset {options.preset} sets {', '.join(plan.chosen)}", file=sys.stderr)
     config = plan.model_config()
@@ -173,6 +175,7 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         deepspeed_json=find_ds_config(options)[1],
         data=plan.data,
         data_fingerprint=plan.data_fingerprint,
+        data_notes=data.notes,
         unigram_perplexity=unigram_perplexity(data.train, data.validation, data.vocab_size),
         num_parameters=plan.num_parameters,
         flops_per_token=plan.flops_per_token,
