@@ -247,7 +247,7 @@ def test_the_advice_after_a_loss_that_is_not_finite_works_as_printed(tiny_run, t
     assert all(math.isfinite(entry["loss"]) for entry in metrics(folder) if "loss" in entry)
 
 
-def test_the_checkpoint_that_gave_a_loss_that_is_not_finite_is_not_gone_on_from(tiny_run, tmp_path, in_process):
+def test_the_checkpoint_that_gave_a_loss_that_is_not_finite_is_passed_over(tiny_run, tmp_path, in_process, capfd):
     original = loop.Loop._optimizer_step
 
     def poisoned(self, batches):
@@ -261,11 +261,17 @@ def test_the_checkpoint_that_gave_a_loss_that_is_not_finite_is_not_gone_on_from(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Loop, "_optimizer_step", poisoned)
         folder = train(options, tmp_path / "run", variant="gpt2", code=3)
-    assert checkpoints(folder) == [2]
-    assert [p.name for p in (folder / "checkpoints/set-aside-001").iterdir()] == ["step-00000004"]
-    go_on("--output_dir", str(folder), *AUTO)
+    assert checkpoints(folder) == [2, 4]
+    assert "the loss of step 5" in (folder / "checkpoints/step-00000004/not_finite.txt").read_text()
+    go_on("--resume_from_checkpoint", str(folder / "checkpoints/step-00000004"), "--learning_rate", "1e-5", code=3)
+    assert record(folder)["plan"]["learning_rate"] == 1e-5, "one that is named is gone on from all the same"
+    go_on("--output_dir", str(folder), *AUTO, "--learning_rate", "2e-3")
+    assert "step-00000004: from it the loss of step 5 (epoch 0, global batch 4) is not finite; passed over" in (
+        capfd.readouterr().err
+    )
     whole = train(options, tmp_path / "whole", variant="gpt2")
     assert metrics(folder) == metrics(whole)
+    assert (folder / "checkpoints/set-aside-001/step-00000004/manifest.json").is_file()
 
 
 def test_a_validation_loss_that_is_not_finite_stops_before_it_is_saved(tiny_run, tmp_path, in_process, monkeypatch):

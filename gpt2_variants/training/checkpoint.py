@@ -23,6 +23,7 @@ from ..ranks import decided_by_rank_0
 
 MANIFEST = "manifest.json"
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
+NOT_FINITE = "not_finite.txt"  # the file within a checkpoint that says what came of going on from it
 _TEMPORARY = ".tmp-"
 
 
@@ -160,11 +161,24 @@ def fault_of(checkpoint: Path) -> str | None:
     return None
 
 
+def mark_not_finite(root: Path, first_step: int, why: str) -> list[str]:
+    """Mark the checkpoints from `first_step` on, whose weights gave a loss that is not finite; their names.
+
+    `newest_valid` passes over them. They are as they were otherwise, for whoever names one.
+    """
+    marked = [path for path in sorted(root.glob("step-*")) if path.name >= name_of(first_step)]
+    for path in marked:
+        write_aside(path / NOT_FINITE, f"{why}\n")
+    return [path.name for path in marked]
+
+
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint under `root`, or None; and a line for each newer one that is not."""
+    """The newest whole checkpoint under `root`, or None; and a line for each newer one that is not, or is marked."""
     passed_over: list[str] = []
     for checkpoint in sorted(root.glob("step-*"), reverse=True):
         fault = fault_of(checkpoint)
+        if fault is None and (marker := checkpoint / NOT_FINITE).is_file():
+            fault = f"from it {marker.read_text(encoding='utf-8').strip()}"
         if fault is None:
             return checkpoint, passed_over
         passed_over.append(f"checkpoint {checkpoint}: {fault}; passed over")

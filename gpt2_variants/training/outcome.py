@@ -56,14 +56,14 @@ def say_interrupted(record: RunRecord, signal_number: int, step: int, plan: Plan
 def say_not_finite(record: RunRecord, err: NonFiniteLoss, folder: Path, plan: Plan) -> None:
     """Record it, and say how to go on: from before the weights that gave that loss, at a lower rate. On rank 0.
 
-    The checkpoint of those weights is moved aside: with it the same loss would come again.
+    The checkpoint of those weights is marked and passed over: from it the same loss would come again.
     """
     root = folder / "checkpoints"
-    aside = checkpoint.set_aside(root, err.step - 1)
-    moved = f"; the checkpoint that gave it was moved to {aside}" if aside else ""
-    record.update(status="failed", reason=f"{err}{moved}")
+    marked = checkpoint.mark_not_finite(root, err.step - 1, str(err))
+    passed = f"; {', '.join(marked)}, whose weights gave it, is passed over" if marked else ""
+    record.update(status="failed", reason=f"{err}{passed}")
     rate = RECIPE["lr"] if plan.learning_rate is None else min(plan.learning_rate / 10, 1e-3)
     again = f"--resume_from_checkpoint auto --output_dir {shlex.quote(str(folder))} --learning_rate {rate:g}"
     newest, _ = checkpoint.newest_valid(root)
     begins = f"goes on from {newest.name}" if newest else "begins anew, since no earlier checkpoint is left"
-    print(f"stopped: {err}{moved}; a lower rate {begins}: {again}", file=sys.stderr)
+    print(f"stopped: {err}{passed}; a lower rate {begins}: {again}", file=sys.stderr)
