@@ -16,6 +16,7 @@ from .arrow import count_tokens, flat_ids
 from .blocks import BlockDataset
 from .checks import local_faults
 from .cutting import HELD_OUT, check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
+from .digests import file_digest, file_digests
 from .formats import data_files
 from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
 from .sources import WIKITEXT_ROWS_PER_BATCH, builtin_corpus, read_source
@@ -86,7 +87,7 @@ def load(
         raise DataError(f"--block_size {block_size}: a block needs at least 2 tokens, one to read and one to predict")
     identity = {
         "format": FORMAT,
-        "dataset": _dataset_identity(dataset),
+        "dataset": _dataset_identity(dataset, cache_dir),
         "tokenizer": _tokenizer_identity(tokenizer),
         "block_size": block_size,
         "held_out": HELD_OUT,
@@ -164,17 +165,20 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
     )
 
 
-def _dataset_identity(dataset: str) -> Any:
+def _dataset_identity(dataset: str, cache_dir: Path | None) -> Any:
     """What the content of a source hangs on: the bytes of local data wherever they lie, the name of a Hub set."""
     if dataset == "builtin":
         return {"builtin": hashlib.sha256(json.dumps(builtin_corpus()).encode()).hexdigest()}
     if is_hub_dataset(dataset):
         return {"hub": dataset, "rows_per_batch": WIKITEXT_ROWS_PER_BATCH if dataset == WIKITEXT else None}
-    path = Path(dataset).expanduser()
+    path, cache = Path(dataset).expanduser(), Path(cache_dir or default_cache())
     if path.is_file():
-        return {"file": [path.suffix.lower(), _file_digest(path)]}
-    files = sorted(path.rglob("*")) if is_saved_folder(path) else data_files(path)
-    return {"folder": [[file.relative_to(path).as_posix(), _file_digest(file)] for file in files if file.is_file()]}
+        return {"file": [path.suffix.lower(), *file_digests([path], path, cache)]}
+    found = sorted(path.rglob("*")) if is_saved_folder(path) else data_files(path)
+    files = [file for file in found if file.is_file()]
+    digests = file_digests(files, path, cache)
+    names = [file.relative_to(path).as_posix() for file in files]
+    return {"folder": [list(pair) for pair in zip(names, digests, strict=True)]}
 
 
 def _tokenizer_identity(tokenizer: str) -> Any:
@@ -185,17 +189,7 @@ def _tokenizer_identity(tokenizer: str) -> Any:
     # A tokenizer may lie beside a model: what can belong to it is small and not a weight.
     files = sorted(Path(tokenizer).expanduser().iterdir())
     parts = [file for file in files if file.suffix in (".json", ".txt", ".model", ".tiktoken")]
-    return {"folder": [[file.name, _file_digest(file)] for file in parts if file.is_file()]}
-
-
-def _file_digest(file: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {"folder": [[file.name, file_digest(file)] for file in parts if file.is_file()]}
 
 
 def _fingerprint(blocks: datasets.Dataset, vocabulary: str) -> str:
