@@ -216,3 +216,248 @@ def test_processes_may_stamp_at_once(tmp_path, cache):
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0].strip() == outputs[1][0].strip() == str({tuple(map(data.digests.file_digest, sorted(files)))})
     assert [file.suffix for file in cache.iterdir()] == [".stamps"]
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Some twenty pieces of a text of 10 kB, of several batches each."""
+    monkeypatch.setattr(data.pieces, "BYTES_PER_PIECE", 500)
+    monkeypatch.setattr(data.arrow, "BYTES_PER_BATCH", 200)
+
+
+SMALL_PIECES = """
+data.pieces.BYTES_PER_PIECE = 500
+data.arrow.BYTES_PER_BATCH = 200
+"""
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a prepared folder holds, but for the names of its source."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def killed(code: str, *args: object) -> None:
+    process = python(SMALL_PIECES + textwrap.dedent(code), *args)
+    output = process.communicate(timeout=50)
+    assert process.returncode == -9, output
+
+
+KILLED_AFTER_SEVEN_PIECES = """
+write = data.pieces._Work.write
+def counted(work, start, stop):
+    found = write(work, start, stop)
+    if len(list(work.folder.glob("*.arrow"))) == 7:
+        (work.folder / "half.aside").touch()
+        os.kill(os.getpid(), 9)
+    return found
+data.pieces._Work.write = counted
+data.load(sys.argv[1], sys.argv[2], 16, num_proc=1)
+"""
+
+
+@pytest.mark.parametrize("tokenizer", ["builtin", "folder"])
+def test_a_killed_build_goes_on_after_its_last_whole_piece(tmp_path, cache, monkeypatch, small_pieces, tokenizer):
+    source = write_text(tmp_path / "a.txt", make_text(400))
+    if tokenizer == "folder":
+        load("builtin", "builtin", 16, cache_dir=tmp_path / "other").tokenizer.save_pretrained(tmp_path / "tokenizer")
+        tokenizer = str(tmp_path / "tokenizer")
+    killed(KILLED_AFTER_SEVEN_PIECES, source, tokenizer)
+    (half,) = cache.glob("*.building")
+    left = {file: file.stat().st_mtime_ns for file in half.glob("pieces/*.arrow")}
+    assert len(left) == 7
+
+    killed(
+        """
+        tokenise_pieces = data.cutting.tokenise_pieces
+        def die(*args):
+            tokenise_pieces(*args)
+            os.kill(os.getpid(), 9)
+        data.cutting.tokenise_pieces = die
+        data.load(sys.argv[1], sys.argv[2], 16, num_proc=2)
+        """,
+        source,
+        tokenizer,
+    )
+    pieces = list(half.glob("pieces/*"))
+    assert len(pieces) > 15
+    assert {file: file.stat().st_mtime_ns for file in left} == left, "they were not written again"
+    assert not list(half.rglob("*.aside"))
+
+    texts = []
+    encode = data.cutting.encode
+    monkeypatch.setattr(data.cutting, "encode", lambda t, n, texts_: texts.extend(texts_) or encode(t, n, texts_))
+    rebuilt = load(source, tokenizer, 16)
+    assert sum(map(len, texts)) < 500, "no more than tells how many rows are held out"
+    assert {file.suffix for file in cache.iterdir()} <= {"", ".lock", ".stamps"}
+    assert sorted(file.name for file in half.with_suffix("").iterdir()) == [
+        "info.json",
+        "tokenizer",
+        "train",
+        "validation",
+    ]
+    whole = load(source, tokenizer, 16, cache_dir=tmp_path / "clean")
+    assert rebuilt.fingerprint == whole.fingerprint
+    assert content(half.with_suffix("")) == content(tmp_path / "clean" / half.stem)
+
+
+def test_a_build_killed_when_all_but_its_name_was_done_is_taken_as_it_is(tmp_path, cache, monkeypatch):
+    source = write_text(tmp_path / "a.txt", make_text(400))
+    killed(
+        """
+        import shutil
+        remove = shutil.rmtree
+        def die(path, **options):
+            if Path(path).name == "pieces":
+                os.kill(os.getpid(), 9)
+            remove(path, **options)
+        shutil.rmtree = die
+        data.load(sys.argv[1], "builtin", 16)
+        """,
+        source,
+    )
+    monkeypatch.setattr(data.cache, "read_source", None)
+    finished = load(source, "builtin", 16)
+    monkeypatch.undo()
+    assert not list(cache.rglob("pieces"))
+    assert finished.fingerprint == load(source, "builtin", 16, cache_dir=tmp_path / "clean").fingerprint
+
+
+def pieces_of(texts: list[str | None], folder: Path, tokenizer, identity: str = "", num_proc: int = 1):
+    rows = datasets.Dataset.from_dict({"text": texts})
+    tokenise = data.cutting._tokenise(tokenizer, "mine")
+    return data.pieces.tokenise_pieces(rows, tokenise, identity, folder, num_proc)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load("builtin", "builtin", 16, cache_dir=tmp_path_factory.mktemp("tokenizer")).tokenizer
+
+
+def test_only_a_whole_piece_of_the_same_text_place_and_tokenizer_is_used(tmp_path, small_pieces, tokenizer):
+    texts: list[str | None] = [*make_text(400).splitlines(True), None, ""]
+    folder = tmp_path / "pieces"
+
+    def rows(tokens) -> list[list[int]]:
+        return [row for table in tokens.tables() for row in table["input_ids"].to_pylist()]
+
+    first = rows(pieces_of(texts, folder, tokenizer))
+    assert first == [tokenizer.encode(text or "") for text in texts]
+    files = set(folder.iterdir())
+
+    def new(*args, **options) -> int:
+        before = set(folder.iterdir())
+        pieces_of(*args, **options)
+        return len(set(folder.iterdir()) - before)
+
+    assert new(texts, folder, tokenizer) == 0
+    assert new(texts, folder, tokenizer, identity="another") == len(files)
+    assert new([texts[0], texts[1].replace("c", "b", 1), *texts[2:]], folder, tokenizer) == 1
+    assert new([*texts[:-1], None], folder, tokenizer) == 1, "null is another row than the empty one"
+    assert new([*texts[1:], texts[0]], folder, tokenizer) == len(files), "in another place"
+    shifted = [texts[0] + texts[1][:1], texts[1][1:], *texts[2:]]
+    assert new(shifted, folder, tokenizer) == 1, "the same bytes in other rows"
+
+    for number, file in enumerate(sorted(files)):
+        whole = file.read_bytes()
+        file.write_bytes([b"", whole[: len(whole) // 2], whole[:-200], b"foreign"][number % 4])
+    assert rows(pieces_of(texts, folder, tokenizer)) == first
+
+
+def test_a_tokenizer_s_digest_tells_others_apart(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path / "same")
+    assert data.pieces.tokenizer_digest(tokenizer) == data.pieces.tokenizer_digest(tokenizer)
+    other = AutoTokenizer.from_pretrained(tmp_path / "same")
+    before = data.pieces.tokenizer_digest(other)
+    other.add_tokens(["<new>"])
+    assert data.pieces.tokenizer_digest(other) != before
+
+
+@pytest.mark.parametrize("most_rows", [None, 7])
+def test_ranges_cover_all_rows_and_are_filled_up(monkeypatch, most_rows):
+    monkeypatch.setattr(data.arrow, "ROWS_PER_BATCH", 30)
+    texts = [*make_text(200).splitlines(True), None, "", "x" * 1000, *[""] * 40, "y"]
+    rows = datasets.Dataset.from_dict({"text": texts})
+    ranges = list(data.pieces.row_ranges(rows, 100, most_rows))
+    assert [start for start, _, _ in ranges] == [0, *[stop for _, stop, _ in ranges[:-1]]]
+    assert ranges[-1][1] == len(texts)
+    for start, stop, nbytes in ranges:
+        sizes = [len((text or "").encode()) for text in texts[start:stop]]
+        assert nbytes == sum(sizes)
+        assert sum(sizes[:-1]) < 100
+        assert 0 < stop - start <= (most_rows or len(texts))
+        assert nbytes >= 100 or most_rows or stop == len(texts)
+    assert list(data.pieces.row_ranges(rows.select(range(0)), 100)) == []
+
+
+def test_processes_give_what_one_gives_and_their_errors_arrive(tmp_path, small_pieces, tokenizer):
+    texts = make_text(300).splitlines(True)
+    one, several = (pieces_of(texts, tmp_path / str(n), tokenizer, num_proc=n) for n in (1, 3))
+    assert [t.to_pylist() for t in one.tables()] == [t.to_pylist() for t in several.tables()]
+    assert one.dataset()[:] == several.dataset()[:]
+
+    class Unpicklable(Exception):
+        pass
+
+    def fails(error):
+        def tokenise(texts):
+            raise error
+
+        return tokenise
+
+    rows = datasets.Dataset.from_dict({"text": texts})
+    for error, raised in ((data.DataError("in words"), data.DataError), (Unpicklable("in words"), RuntimeError)):
+        with pytest.raises(raised, match="in words"):
+            data.pieces.tokenise_pieces(rows, fails(error), "", tmp_path / "failed", 2)
+    assert list((tmp_path / "failed").iterdir()) == []
+
+
+def test_a_killed_process_is_told_and_its_finished_pieces_are_kept(tmp_path, cache, monkeypatch, small_pieces):
+    source = write_text(tmp_path / "a.txt", make_text(400))
+    encode = data.cutting.encode
+    parent = os.getpid()
+
+    def killed_later(tokenizer, name, texts):
+        if os.getpid() != parent and len(list(cache.glob("*.building/pieces/*.arrow"))) >= 5:
+            os.kill(os.getpid(), 9)
+        return encode(tokenizer, name, texts)
+
+    monkeypatch.setattr(data.cutting, "encode", killed_later)
+    with pytest.raises(data.DataError, match=r"exit code -9.*goes on after what is done"):
+        load(source, "builtin", 16, num_proc=2)
+    (half,) = cache.glob("*.building")
+    assert [entry.name for entry in half.iterdir()] == ["pieces"]
+    assert len(list(half.glob("pieces/*"))) >= 5
+    monkeypatch.setattr(data.cutting, "encode", encode)
+    load(source, "builtin", 16, num_proc=2)
+    assert not half.exists()
+
+
+def test_an_ordinary_failure_leaves_nothing(tmp_path, cache, monkeypatch, small_pieces):
+    def fails(tokenizer, name, texts):
+        if len(list(cache.glob("*.building/pieces/*.arrow"))) >= 5:
+            raise data.DataError("no entry for it")
+        return encode(tokenizer, name, texts)
+
+    encode = data.cutting.encode
+    monkeypatch.setattr(data.cutting, "encode", fails)
+    source = write_text(tmp_path / "a.txt", make_text(400))
+    for num_proc in (1, 2):
+        with pytest.raises(data.DataError, match="no entry for it"):
+            load(source, "builtin", 16, num_proc=num_proc)
+        assert not list(cache.glob("*.building"))
+
+
+def test_a_tail_without_a_block_is_not_tokenised_again_and_again(tmp_path, monkeypatch, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    texts = []
+    encode = data.cutting.encode
+    monkeypatch.setattr(data.cutting, "encode", lambda t, n, texts_: texts.extend(texts_) or encode(t, n, texts_))
+    text = make_text(200) + "\n" * 30
+    loaded = load(write_text(tmp_path / "a.txt", text), str(tmp_path / "tokenizer"), 64)
+    assert len(loaded.validation) >= 1
+    assert sum(map(len, texts)) < 1.5 * len(text)
