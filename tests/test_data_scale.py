@@ -461,3 +461,169 @@ def test_a_tail_without_a_block_is_not_tokenised_again_and_again(tmp_path, monke
     loaded = load(write_text(tmp_path / "a.txt", text), str(tmp_path / "tokenizer"), 64)
     assert len(loaded.validation) >= 1
     assert sum(map(len, texts)) < 1.5 * len(text)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_cut_and_fingerprinted_a_few_megabytes_at_a_time(tmp_path):
+    import hashlib
+    import tracemalloc
+
+    import numpy as np
+    import pyarrow as pa
+
+    rng = np.random.default_rng(0)
+    files, ids = [], []
+    for number in range(8):
+        files.append((tmp_path / f"{number}.arrow", 40_000))
+        schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
+        with pa.ipc.new_stream(str(files[-1][0]), schema) as stream:
+            for _ in range(4):  # 4 MB each
+                ids.append(rng.integers(0, 300, size=1_000_000, dtype=np.int32))
+                rows = pa.ListArray.from_arrays(pa.array(np.arange(0, 1_000_001, 100, dtype=np.int32)), ids[-1])
+                stream.write_batch(pa.record_batch([rows], schema=schema))
+    data.arrow.row_lengths({"input_ids": rows})  # imports what it needs
+    tokens = data.arrow.Tokens(files)
+    allocated = pa.total_allocated_bytes()
+    most = 0
+
+    class Watched(data.arrow.Tokens):
+        def tables(self):
+            nonlocal most
+            for table in super().tables():
+                most = max(most, pa.total_allocated_bytes() - allocated)
+                yield table
+
+    tracemalloc.start()
+    try:
+        blocks, count = data.cutting.cut_blocks(Watched(files), 1024, 300, None, tmp_path / "train")
+        fingerprint = data.cache._fingerprint(tmp_path / "train", 1024, "vocabulary")
+        assert data.arrow.count_tokens(Watched(files)) == count == 32_000_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert blocks == 32_000_000 // 1024
+    assert most < 16 << 20, "of 128 MB"
+    assert peak < 32 << 20, "of 128 MB"
+    whole = np.concatenate(ids)
+    digest = hashlib.sha256(b"1024 vocabulary" + whole[: blocks * 1024].tobytes())
+    assert fingerprint == digest.hexdigest()
+    middle = tokens.select(39_999, 80_001)
+    assert len(middle) == 40_002
+    assert sum(len(table) for table in middle.tables()) == 40_002
+    joined = np.concatenate([data.arrow.flat_ids(table) for table in middle.tables()])
+    assert np.array_equal(joined, whole[3_999_900:8_000_100])
+
+
+def test_blocks_in_several_files_are_opened_as_one(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.setattr(data.arrow, "BYTES_PER_FILE", 100)
+    blocks = [np.arange(16 * n, 16 * (n + 3), dtype="uint16") for n in range(0, 30, 3)]
+    assert data.arrow.write_blocks(iter(blocks), 16, "uint16", tmp_path / "train") == 30
+    assert len(list((tmp_path / "train").glob("data-000??-of-00005.arrow"))) == 5
+    opened = datasets.load_from_disk(str(tmp_path / "train"))
+    assert opened["input_ids"][:] == np.arange(480).reshape(30, 16).tolist()
+    again = tmp_path / "again"
+    opened.save_to_disk(str(again))
+    assert datasets.load_from_disk(str(again)).features == opened.features
+
+
+def test_a_batch_for_the_tokenizer_is_bounded_where_rows_differ_in_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.arrow, "BYTES_PER_BATCH", 1000)
+    monkeypatch.setattr(data.arrow, "ROWS_PER_BATCH", 100)
+    sizes = []
+
+    def tokenise(texts):
+        sizes.append((len(texts), sum(map(len, texts))))
+        return [[1] for _ in texts]
+
+    rows = datasets.Dataset.from_dict({"text": ["x"] * 1000 + ["y" * 900] * 50})
+    tokens = data.pieces.tokenise_pieces(rows, tokenise, "", tmp_path / "pieces", 1)
+    assert len(tokens) == 1050
+    assert max(count for count, _ in sizes) <= 100
+    assert max(size for _, size in sizes) <= 1000 + 900
+
+
+@pytest.mark.slow
+def test_more_text_takes_no_more_memory(tmp_path):
+    """The private memory of the process and the largest of its children, at 32 and at 128 MB of text."""
+    code = """
+    import resource, threading
+    import datasets
+    megabytes, folder = int(sys.argv[1]), Path(sys.argv[2])
+    folder.mkdir()
+    datasets.disable_progress_bars()
+    (folder / "a.txt").write_text("some words of a line, which is one of many\\n" * (megabytes * 1000000 // 43))
+    encode = lambda tokenizer, name, texts: [[7] * (len(text) // 4) for text in texts]  # fast, and as many ids
+    data.cutting.encode = encode
+    most = 0
+    def watch():
+        global most
+        while True:
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            most = max(most, int(status["RssAnon"].split()[0]))
+            time.sleep(0.02)
+    threading.Thread(target=watch, daemon=True).start()
+    data.load(str(folder / "a.txt"), "builtin", 1024, cache_dir=folder)
+    print(most // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+    """
+    outputs = []
+    for megabytes in (32, 128):
+        process = python(code, megabytes, tmp_path / str(megabytes))
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        outputs.append(tuple(map(int, out.split())))
+    (small, _), (large, child) = outputs
+    assert large - small < 48, outputs
+    assert child < 1000, outputs
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that pass as told."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(data.progress.time, "monotonic", lambda: self.now)
+
+
+def test_a_log_has_a_line_now_and_then_with_speed_and_time_left(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    progress = data.progress.Progress("tokenising", 200_000_000)
+    for seconds, size, is_new in ((1, 40_000_000, False), (8, 20_000_000, True), (11, 20_000_000, True)):
+        clock.now += seconds
+        progress.add(size, is_new)
+    clock.now += 9
+    progress.add(20_000_000)
+    clock.now += 7171
+    progress.add(20_000_000)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenising: 80 of 200 MB, 40 of them by an earlier run, 2.00 MB/s, 1 min left",
+        "tokenising: 120 of 200 MB, 40 of them by an earlier run, 0.01 MB/s, 2 h 00 min left",
+    ]
+
+
+def test_quick_work_says_nothing_and_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys, small_pieces):
+    load(write_text(tmp_path / "a.txt", make_text(100)), "builtin", 16)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(data.progress.sys.stderr, "isatty", lambda: True, raising=False)
+    progress = data.progress.Progress("tokenising", 100)
+    progress.add(100)
+    progress.close()
+    err = capsys.readouterr().err
+    assert "Tokenising: 100%" in err
+    assert "tokenising: " not in err
+
+
+def test_every_piece_counts_for_the_progress(tmp_path, monkeypatch, capsys, small_pieces):
+    monkeypatch.setattr(data.progress, "SECONDS_BETWEEN_LINES", 0)
+    text = make_text(200)
+    load(write_text(tmp_path / "a.txt", text), "builtin", 16)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5
+    assert all(line.startswith("tokenising: 0 of 0 MB, ") and line.endswith(" left") for line in lines)

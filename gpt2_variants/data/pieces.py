@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -103,21 +105,25 @@ def tokenise_pieces(
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, size // BYTES_PER_PROCESS)
-    ranges = list(row_ranges(rows, max(BYTES_PER_PIECE, size // MOST_PIECES)))
     work = _Work(rows, tokenise, identity, folder)
     # Elsewhere every process would have to import all libraries again, which takes longer than a small piece.
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and os.uname().sysname == "Linux"
-    if can_fork and (num_proc > 1 or size > BYTES_IN_THIS_PROCESS):
-        results = _in_processes(work, ranges, max(1, num_proc))
-    else:
-        results = ((number, *work.write(start, stop)) for number, (start, stop, _) in enumerate(ranges))
+    can_fork = sys.platform == "linux"
+    in_processes = can_fork and (num_proc > 1 or size > BYTES_IN_THIS_PROCESS)
+
+    def divide() -> list[tuple[int, int, int]]:
+        return list(row_ranges(rows, max(BYTES_PER_PIECE, size // MOST_PIECES)))
+
+    ((_, ranges),) = _in_processes([divide], 1) if in_processes else [(0, divide())]
+    calls: list[Callable[[], Any]] = [partial(work.write, start, stop) for start, stop, _ in ranges]
+    results = _in_processes(calls, max(1, num_proc)) if in_processes else ((i, call()) for i, call in enumerate(calls))
     progress = Progress("tokenising", sum(nbytes for _, _, nbytes in ranges))
     files = [folder] * len(ranges)
     try:
-        for number, name, is_new in results:
+        for number, (name, is_new) in results:
             files[number] = folder / name
             progress.add(ranges[number][2], is_new)
     finally:
+        results.close()  # ends the processes, where one failed
         progress.close()
     return Tokens([(file, stop - start) for file, (start, stop, _) in zip(files, ranges, strict=True)])
 
@@ -184,20 +190,20 @@ def _is_whole(file: Path, rows: int) -> bool:
         return False
 
 
-def _in_processes(work: _Work, ranges: list[tuple[int, int, int]], most: int) -> Iterator[tuple[int, str, bool]]:
-    """Write every piece in a process of its own, at most so many at a time: (number, file's name, whether it is new).
+def _in_processes(calls: list[Callable[[], Any]], most: int) -> Generator[tuple[int, Any], None, None]:
+    """Call each in a process of its own, at most so many at a time: (number, answer), in the order they come in.
 
-    What a process has mapped and allocated goes with it. One whose parent is killed ends after its piece.
+    What a process has mapped and allocated goes with it. One whose parent is killed ends after its call.
     """
     context = multiprocessing.get_context("fork")
-    waiting = iter(enumerate(ranges))
+    waiting = iter(enumerate(calls))
     running: dict[Connection, tuple[int, Any]] = {}
     try:
         while True:
             while len(running) < most and (following := next(waiting, None)) is not None:
-                number, (start, stop, _) = following
+                number, call = following
                 mine, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_answer, args=(work, start, stop, sender), daemon=True)
+                process = context.Process(target=_answer, args=(call, sender), daemon=True)
                 process.start()
                 sender.close()  # the process has its own: when that closes, the receiver's end is reached
                 running[mine] = (number, process)
@@ -218,7 +224,7 @@ def _in_processes(work: _Work, ranges: list[tuple[int, int, int]], most: int) ->
                 del running[receiver]
                 if isinstance(answer, BaseException):
                     raise answer
-                yield number, *answer
+                yield number, answer
     finally:
         for mine, (_, process) in running.items():
             process.terminate()
@@ -226,13 +232,13 @@ def _in_processes(work: _Work, ranges: list[tuple[int, int, int]], most: int) ->
             mine.close()
 
 
-def _answer(work: _Work, start: int, stop: int, sender: Connection) -> None:
-    """Write a piece and send what came of it, an exception too."""
+def _answer(call: Callable[[], Any], sender: Connection) -> None:
+    """Call and send what came of it, an exception too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a training process has its own handlers,
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # and it alone says what Ctrl-C ends
     answer: Any
     try:
-        answer = work.write(start, stop)
+        answer = call()
     except Exception as error:  # whatever it is, the parent raises it
         answer = error
     with suppress(OSError):  # the parent may be gone
