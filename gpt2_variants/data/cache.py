@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrow import count_tokens, flat_ids
+from .arrow import flat_ids, read_tables
 from .blocks import BlockDataset
 from .checks import local_faults
 from .cutting import check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
+from .digests import file_digest, file_digests
 from .files import select
 from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
+from .pieces import KilledError
 from .reading import HELD_OUT, NO_SEPARATOR, Reading
 from .sources import WIKITEXT_ROWS_PER_BATCH, Source, builtin_corpus, file_notes, held_out_by_characters, read_source
 from .tokenizers import (
@@ -30,7 +32,6 @@ from .tokenizers import (
 )
 
 if TYPE_CHECKING:
-    import datasets
     import transformers
 
 
@@ -104,14 +105,14 @@ def load(
         raise DataError(f"--block_size {block_size}: a block needs at least 2 tokens, one to read and one to predict")
     identity = {
         "format": FORMAT,
-        "dataset": _dataset_identity(dataset),
+        "dataset": _dataset_identity(dataset, cache_dir),
         "tokenizer": _tokenizer_identity(tokenizer),
         "block_size": block_size,
         "held_out": HELD_OUT,
         **({"reading": asked} if (asked := reading.identity()) else {}),
     }
     if reading.validation_dataset is not None:
-        identity["reading"] |= {"validation_dataset": _dataset_identity(reading.validation_dataset)}
+        identity["reading"] |= {"validation_dataset": _dataset_identity(reading.validation_dataset, cache_dir)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     cache = Path(cache_dir or default_cache())
     prepared = cache / key
@@ -191,17 +192,20 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
     )
 
 
-def _dataset_identity(dataset: str) -> Any:
+def _dataset_identity(dataset: str, cache_dir: Path | None) -> Any:
     """What the content of a source hangs on: the bytes of local data wherever they lie, the name of a Hub set."""
     if dataset == "builtin":
         return {"builtin": hashlib.sha256(json.dumps(builtin_corpus()).encode()).hexdigest()}
     if is_hub_dataset(dataset):
         return {"hub": dataset, "rows_per_batch": WIKITEXT_ROWS_PER_BATCH if dataset == WIKITEXT else None}
-    path = Path(dataset).expanduser()
+    path, cache = Path(dataset).expanduser(), Path(cache_dir or default_cache())
     if path.is_file():
-        return {"file": [path.suffix.lower(), _file_digest(path)]}
-    files = sorted(path.rglob("*")) if is_saved_folder(path) else select(path).files
-    return {"folder": [[file.relative_to(path).as_posix(), _file_digest(file)] for file in files if file.is_file()]}
+        return {"file": [path.suffix.lower(), *file_digests([path], path, cache)]}
+    found = sorted(path.rglob("*")) if is_saved_folder(path) else select(path).files
+    files = [file for file in found if file.is_file()]
+    digests = file_digests(files, path, cache)
+    names = [file.relative_to(path).as_posix() for file in files]
+    return {"folder": [list(pair) for pair in zip(names, digests, strict=True)]}
 
 
 def _tokenizer_identity(tokenizer: str) -> Any:
@@ -212,74 +216,97 @@ def _tokenizer_identity(tokenizer: str) -> Any:
     # A tokenizer may lie beside a model: what can belong to it is small and not a weight.
     files = sorted(Path(tokenizer).expanduser().iterdir())
     parts = [file for file in files if file.suffix in (".json", ".txt", ".model", ".tiktoken")]
-    return {"folder": [[file.name, _file_digest(file)] for file in parts if file.is_file()]}
+    return {"folder": [[file.name, file_digest(file)] for file in parts if file.is_file()]}
 
 
-def _file_digest(file: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fingerprint(blocks: datasets.Dataset, vocabulary: str) -> str:
-    digest = hashlib.sha256(f"{blocks.features['input_ids'].length} {vocabulary}".encode())
-    for table in blocks.with_format("arrow").iter(batch_size=1024):
-        digest.update(flat_ids(table).astype("<i4").tobytes())
+def _fingerprint(folder: Path, block_size: int, vocabulary: str) -> str:
+    digest = hashlib.sha256(f"{block_size} {vocabulary}".encode())
+    for file in sorted(folder.glob("*.arrow")):
+        for table in read_tables(file):
+            digest.update(flat_ids(table).astype("<i4").tobytes())
     return digest.hexdigest()
 
 
 def _prepare(
     prepared: Path, dataset: str, tokenizer_name: str, block_size: int, num_proc: int | None, reading: Reading
 ) -> None:
-    """Build the folder `prepared`: aside, then moved, so that it is complete or absent. The caller holds its lock."""
-    building = prepared.with_name(prepared.name + ".building")
-    for leftover in (building, prepared):  # of a killed process, or without its info.json
-        shutil.rmtree(leftover, ignore_errors=True)
-    scratch = building / "scratch"
-    scratch.mkdir(parents=True)
-    try:
-        with quiet():
-            tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
-            source = held_out_by_characters(read_source(dataset, tokenizer, block_size, scratch, reading))
-            if not source.is_text:
-                check_tokens(dataset, source, tokenizer_name, tokenizer)
-            train, validation, tokenizer = tokenise_parts(
-                dataset, source, tokenizer, tokenizer_name, block_size, scratch, num_proc
-            )
+    """Build the folder `prepared`: aside, then moved, so that it is complete or absent. The caller holds its lock.
 
-            said = _said_of_text(source, tokenizer, tokenizer_name)
-            origin = ", ".join([source.origin, *said])
-            vocab_size = vocabulary_size(tokenizer)
-            blocks = {"train": train, "validation": validation}
-            for part, tokens in blocks.items():
-                blocks[part] = cut_blocks(tokens, block_size, vocab_size, source.rows_per_batch, scratch)
-                if not len(blocks[part]):
-                    raise DataError(
-                        f"--dataset {dataset}: no {WIKITEXT_ROWS_PER_BATCH:,} rows of its {part} part hold "
-                        f"{block_size} tokens; choose a smaller --block_size"
-                    )
-                blocks[part].save_to_disk(str(building / part))
-            tokenizer.save_pretrained(str(building / "tokenizer"))
-            counts = [
-                f"{part} {len(tokens):,} rows, {count_tokens(tokens):,} tokens, {len(blocks[part]):,} blocks"
-                for part, tokens in (("train", train), ("validation", validation))
-            ]
-        info = {
-            "dataset": dataset,
-            "tokenizer": tokenizer_name,
-            "fingerprint": _fingerprint(blocks["train"], vocabulary_digest(tokenizer)),
-            "summary": f"{origin}; blocks of {block_size} tokens; {'; '.join(counts)}",
-            "notes": [*source.notes, *said],
-        }
-        shutil.rmtree(scratch)
-        (building / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        building.rename(prepared)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    Of a killed build the finished pieces of tokens are used; a failed one leaves nothing.
+    """
+    building = prepared.with_name(prepared.name + ".building")
+    pieces, scratch = building / "pieces", building / "scratch"
+    shutil.rmtree(prepared, ignore_errors=True)  # it is without its info.json
+    if not (building / "info.json").is_file():
+        _remove_all_but(pieces, building)
+        scratch.mkdir(parents=True)
+        is_kept = False
+        try:
+            info = _build(building, pieces, scratch, dataset, tokenizer_name, block_size, num_proc, reading)
+            aside = building / "info.aside"
+            aside.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            aside.rename(building / "info.json")  # with it the build is complete, but for what is removed now
+            is_kept = True
+        except KilledError:
+            is_kept = True
+            _remove_all_but(pieces, building)
+            raise
+        finally:
+            if not is_kept:
+                shutil.rmtree(building, ignore_errors=True)
+    for done in (pieces, scratch):
+        shutil.rmtree(done, ignore_errors=True)
+    building.rename(prepared)
+
+
+def _remove_all_but(pieces: Path, building: Path) -> None:
+    """Remove what a killed build left, but for its whole pieces."""
+    for leftover in (*building.glob("*"), *pieces.glob("*.aside")):
+        if leftover.is_dir() and leftover != pieces:
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover != pieces:
+            leftover.unlink(missing_ok=True)
+
+
+def _build(
+    building: Path,
+    pieces: Path,
+    scratch: Path,
+    dataset: str,
+    tokenizer_name: str,
+    block_size: int,
+    num_proc: int | None,
+    reading: Reading,
+) -> dict[str, Any]:
+    """Write blocks and tokenizer into `building`; what info.json will say."""
+    with quiet():
+        tokenizer = None if tokenizer_name == "builtin" else open_tokenizer(tokenizer_name)
+        source = held_out_by_characters(read_source(dataset, tokenizer, block_size, scratch, reading))
+        if not source.is_text:
+            check_tokens(dataset, source, tokenizer_name, tokenizer)
+        train, validation, tokenizer = tokenise_parts(
+            dataset, source, tokenizer, tokenizer_name, block_size, pieces, num_proc
+        )
+
+        vocab_size = vocabulary_size(tokenizer)
+        counts = []
+        for part, rows in (("train", train), ("validation", validation)):
+            blocks, tokens = cut_blocks(rows, block_size, vocab_size, source.rows_per_batch, building / part)
+            if not blocks:
+                raise DataError(
+                    f"--dataset {dataset}: no {WIKITEXT_ROWS_PER_BATCH:,} rows of its {part} part hold "
+                    f"{block_size} tokens; choose a smaller --block_size"
+                )
+            counts.append(f"{part} {len(rows):,} rows, {tokens:,} tokens, {blocks:,} blocks")
+        tokenizer.save_pretrained(str(building / "tokenizer"))
+        said = _said_of_text(source, tokenizer, tokenizer_name)
+    return {
+        "dataset": dataset,
+        "tokenizer": tokenizer_name,
+        "fingerprint": _fingerprint(building / "train", block_size, vocabulary_digest(tokenizer)),
+        "summary": f"{', '.join([source.origin, *said])}; blocks of {block_size} tokens; {'; '.join(counts)}",
+        "notes": [*source.notes, *said],
+    }
 
 
 def _said_of_text(source: Source, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> list[str]:

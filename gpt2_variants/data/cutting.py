@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arrow import count_tokens, flat_ids, row_lengths, rows_in_batch
+from .arrow import Tokens, count_tokens, flat_ids, row_lengths, rows_in_batch, write_blocks
 from .names import DataError
+from .pieces import tokenise_pieces, tokenizer_digest
 from .sources import Source
 from .tokenizers import encode, separator_id, train_tokenizer, vocabulary_size
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import transformers
 
 
-BYTES_PER_PROCESS = 8 << 20  # less text than this does not pay for starting a process
+Tokenise = Callable[[list[str | None]], list[list[int]]]  # texts to the ids of each
 
 
 def tokenise_parts(
@@ -31,19 +32,31 @@ def tokenise_parts(
     tokenizer: transformers.PreTrainedTokenizerBase | None,
     tokenizer_name: str,
     block_size: int,
-    scratch: Path,
+    folder: Path,
     num_proc: int | None,
-) -> tuple[datasets.Dataset, datasets.Dataset, transformers.PreTrainedTokenizerBase]:
-    """Tokenise both parts, after holding out the last rows where the source has one part only."""
+) -> tuple[Tokens, Tokens, transformers.PreTrainedTokenizerBase]:
+    """Tokenise both parts, after holding out the last rows where the source has one part only.
+
+    Text is tokenised in pieces that are kept in `folder`; those of an earlier call are used.
+    """
+
+    def tokenise_with(trained: transformers.PreTrainedTokenizerBase) -> Tokenise | None:
+        if not source.is_text:
+            return None
+        return _tokenise(trained, tokenizer_name, separator_id(source.separator, trained, tokenizer_name))
+
+    def ids_of(part: datasets.Dataset, trained: transformers.PreTrainedTokenizerBase) -> Tokens:
+        tokenise = tokenise_with(trained)
+        if tokenise is None:
+            return Tokens([(part, len(part))])
+        identity = f"{tokenizer_digest(trained)} {source.separator}"
+        return tokenise_pieces(part, tokenise, identity, folder, num_proc)
+
     if source.validation is not None:
         trained = tokenizer or train_tokenizer(source.train)
-        separator = separator_id(source.separator, trained, tokenizer_name)
-        train, validation = (
-            tokenise_rows(part, trained, tokenizer_name, scratch, num_proc, separator) if source.is_text else part
-            for part in (source.train, source.validation)
-        )
-        fits = min(count_tokens(train), count_tokens(validation))
-        if fits < block_size:
+        train, validation = (ids_of(part, trained) for part in (source.train, source.validation))
+        if min(count_tokens(part, enough=block_size) for part in (train, validation)) < block_size:
+            fits = min(count_tokens(train), count_tokens(validation))
             raise _too_little(dataset, train, validation, block_size, fits)
         return train, validation, trained
 
@@ -57,27 +70,39 @@ def tokenise_parts(
     while True:
         # Only their tokens tell whether these rows give a block; a tokenizer trained on the rest changes with them.
         trained = tokenizer or train_tokenizer(rows.select(range(len(rows) - held)))
-        separator = separator_id(source.separator, trained, tokenizer_name)
-        tokens = rows
-        if source.is_text:
-            tokens = tokenise_rows(rows, trained, tokenizer_name, scratch, num_proc, separator)
-        reversed_totals = np.cumsum(row_lengths(tokens)[::-1])  # tokens in the last 1, 2, ... rows
-        needed = int(np.searchsorted(reversed_totals, block_size)) + 1
+        needed = _last_rows(rows, tokenise_with(trained), block_size)
         if needed <= held or needed >= len(rows):
             break
         held = needed
-    validation = tokens.select(range(len(rows) - held, len(rows)))
-    train = tokens.select(range(len(rows) - held))
-    if needed > held or count_tokens(train) < block_size:
+    tokens = ids_of(rows, trained)
+    train, validation = tokens.select(0, len(rows) - held), tokens.select(len(rows) - held, len(rows))
+    if needed > held or count_tokens(train, enough=block_size) < block_size:
+        # The tokens in the last 1, 2, ... rows: there are few.
+        reversed_totals = np.cumsum(np.concatenate([row_lengths(table) for table in tokens.tables()])[::-1])
         ends = reversed_totals[first_held - 1 : -1]
         fits = int(np.minimum(ends, reversed_totals[-1] - ends).max())
         raise _too_little(dataset, train, validation, block_size, fits)
     return train, validation, trained
 
 
-def _too_little(
-    dataset: str, train: datasets.Dataset, validation: datasets.Dataset, block_size: int, fits: int
-) -> DataError:
+def _last_rows(rows: datasets.Dataset, tokenise: Tokenise | None, block_size: int) -> int:
+    """How many of the last rows hold a block; one more than there are if all of them do not.
+
+    Reads, and tokenises where `tokenise` is given, as few rows as tell it.
+    """
+    total, stop, size = 0, len(rows), 1
+    while stop:
+        start = max(0, stop - size)
+        table = rows.select(range(start, stop)).with_format("arrow")[:]
+        lengths = [len(ids) for ids in tokenise(table["text"].to_pylist())] if tokenise else row_lengths(table)
+        totals = total + np.cumsum(lengths[::-1])
+        if totals[-1] >= block_size:
+            return len(rows) - stop + int(np.searchsorted(totals, block_size)) + 1
+        total, stop, size = int(totals[-1]), start, min(2 * size, rows_in_batch(rows))
+    return len(rows) + 1
+
+
+def _too_little(dataset: str, train: Tokens, validation: Tokens, block_size: int, fits: int) -> DataError:
     cure = f"use --block_size {fits} or less, or give more text" if fits >= 2 else "give more text"
     return DataError(
         f"--dataset {dataset}: too little for a training and a validation block of {block_size}, with "
@@ -97,13 +122,15 @@ def tokenise_rows(
 
     After each row that is not empty comes the id `separator`, if there is one.
     """
-    from datasets import Features, List, Value
+    folder = Path(tempfile.mkdtemp(dir=scratch))  # new, so that no other tokenizer's ids are there
+    return tokenise_pieces(rows, _tokenise(tokenizer, tokenizer_name, separator), "", folder, num_proc).dataset()
 
+
+def _tokenise(tokenizer: transformers.PreTrainedTokenizerBase, tokenizer_name: str, separator: int | None) -> Tokenise:
     vocab_size = vocabulary_size(tokenizer)
 
-    def tokenise(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
-        texts = [text or "" for text in batch["text"]]  # JSON lines may lack the field
-        rows = encode(tokenizer, tokenizer_name, texts)
+    def tokenise(texts: list[str | None]) -> list[list[int]]:
+        rows = encode(tokenizer, tokenizer_name, [text or "" for text in texts])  # JSON lines may lack the field
         largest = max(map(max, filter(None, rows)), default=0)
         if largest >= vocab_size:
             raise DataError(
@@ -112,58 +139,45 @@ def tokenise_rows(
             )
         if separator is not None:
             rows = [[*ids, separator] if ids else ids for ids in rows]
-        return {"input_ids": rows}
+        return rows
 
-    if num_proc is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_proc = min(cores, rows.data.nbytes // BYTES_PER_PROCESS)
-    return rows.map(
-        tokenise,
-        batched=True,
-        batch_size=rows_in_batch(rows),
-        num_proc=num_proc if num_proc > 1 else None,
-        remove_columns=rows.column_names,
-        features=Features({"input_ids": List(Value("int32"))}),
-        cache_file_name=str(Path(tempfile.mkdtemp(dir=scratch), "tokens.arrow")),
-        new_fingerprint="tokens",  # spares hashing the tokenizer; the file is read by this build alone
-        desc="Tokenising",
-    )
+    return tokenise
 
 
 def cut_blocks(
-    tokens: datasets.Dataset, block_size: int, vocab_size: int, rows_per_batch: int | None, scratch: Path
-) -> datasets.Dataset:
-    """Concatenate rows and cut them into blocks of S ids, one row a block.
+    tokens: Tokens, block_size: int, vocab_size: int, rows_per_batch: int | None, folder: Path
+) -> tuple[int, int]:
+    """Concatenate rows, cut them into blocks of S ids and write these into `folder`, one row a block.
 
     With `rows_per_batch` this happens within consecutive batches of so many rows, counted from the first, and each
     batch's remainder is dropped. Otherwise the rows are one stream, and only the remainder at its very end is dropped.
     One process does this in order, whatever tokenised the rows: sharding would move the batches' boundaries.
+
+    Returns:
+        The number of blocks, and that of the rows' tokens.
     """
-    import pyarrow as pa
-    from datasets import Features, List, Value
-
     dtype = "uint16" if vocab_size <= 2**16 else "int32"
-    carried = np.empty(0, dtype)
+    count = 0
 
-    def cut(table: pa.Table) -> pa.Table:
-        nonlocal carried
-        ids = np.concatenate([carried, flat_ids(table).astype(dtype)])
-        whole = len(ids) // block_size * block_size
-        if rows_per_batch is None:
-            carried = ids[whole:].copy()
-        return pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids[:whole]), block_size)})
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal count
+        carried, row = np.empty(0, dtype), 0
+        for table in tokens.tables():
+            while len(table):
+                left = rows_per_batch - row % rows_per_batch if rows_per_batch else len(table)
+                ids = flat_ids(table[:left]).astype(dtype)
+                count += len(ids)
+                row += len(table[:left])
+                table = table[left:]
+                ids = np.concatenate([carried, ids])
+                whole = len(ids) // block_size * block_size
+                carried = ids[whole:].copy()
+                if rows_per_batch and row % rows_per_batch == 0:
+                    carried = np.empty(0, dtype)
+                if whole:
+                    yield ids[:whole]
 
-    blocks = tokens.with_format("arrow").map(
-        cut,
-        batched=True,
-        batch_size=rows_per_batch or rows_in_batch(tokens),
-        remove_columns=tokens.column_names,
-        features=Features({"input_ids": List(Value(dtype), length=block_size)}),
-        cache_file_name=str(Path(tempfile.mkdtemp(dir=scratch), "blocks.arrow")),
-        new_fingerprint="blocks",
-        desc="Cutting into blocks",
-    )
-    return blocks.with_format(None)
+    return write_blocks(blocks(), block_size, dtype, folder), count
 
 
 def check_tokens(
