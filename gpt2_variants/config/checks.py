@@ -48,8 +48,8 @@ def _deepspeed_faults(run: Options, built: bool) -> list[str]:
                 "--compile: not with ZeRO stage 3, whose hooks around each module would be compiled anew for each; "
                 "leave it out, or give zero1.json or zero2.json"
             )
-        kind = config["optimizer"]["type"]
-        if run.apex in ("adam", "all") and not is_adam(kind):
+        kind = config["optimizer"].get("type")
+        if run.apex in ("adam", "all") and not is_adam(str(kind)):
             lines.append(f"--apex {run.apex}: would put Adam in the place of {kind}; leave it out, or use AdamW")
         if compiles(run, config):
             lines += _compiler_faults()

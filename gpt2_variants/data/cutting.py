@@ -126,7 +126,9 @@ def tokenise_rows(
     return tokenise_pieces(rows, _tokenise(tokenizer, tokenizer_name, separator), "", folder, num_proc).dataset()
 
 
-def _tokenise(tokenizer: transformers.PreTrainedTokenizerBase, tokenizer_name: str, separator: int | None) -> Tokenise:
+def _tokenise(
+    tokenizer: transformers.PreTrainedTokenizerBase, tokenizer_name: str, separator: int | None = None
+) -> Tokenise:
     vocab_size = vocabulary_size(tokenizer)
 
     def tokenise(texts: list[str | None]) -> list[list[int]]:
