@@ -522,10 +522,12 @@ def test_blocks_in_several_files_are_opened_as_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data.arrow, "BYTES_PER_FILE", 100)
     blocks = [np.arange(16 * n, 16 * (n + 3), dtype="uint16") for n in range(0, 30, 3)]
-    assert data.arrow.write_blocks(iter(blocks), 16, "uint16", tmp_path / "train") == 30
+    assert data.arrow.write_blocks(iter(blocks), 0, 16, "uint16", tmp_path / "train") == 30
     assert len(list((tmp_path / "train").glob("data-000??-of-00005.arrow"))) == 5
     opened = datasets.load_from_disk(str(tmp_path / "train"))
     assert opened["input_ids"][:] == np.arange(480).reshape(30, 16).tolist()
+    data.arrow.write_blocks(iter(blocks), 10**9, 16, "uint16", tmp_path / "large")
+    assert len(list((tmp_path / "large").glob("*.arrow"))) == 1, "no more files than can be open at once"
     again = tmp_path / "again"
     opened.save_to_disk(str(again))
     assert datasets.load_from_disk(str(again)).features == opened.features

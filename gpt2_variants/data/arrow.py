@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_BATCH = 4 << 20  # of rows handed to the tokenizer, or cut into blocks, at a time
 ROWS_PER_BATCH = 10_000  # at most, for rows may be empty
-BYTES_PER_FILE = 500 << 20  # of blocks, before the next file is begun
+BYTES_PER_FILE = 500 << 20  # of blocks, at least, before the next file is begun
+MOST_FILES = 256  # about, of blocks: a run has all of them open
 
 
 def flat_ids(table: Any) -> np.ndarray:
@@ -114,11 +115,12 @@ def count_tokens(tokens: Tokens, enough: int | None = None) -> int:
     return total
 
 
-def write_blocks(blocks: Iterable[np.ndarray], block_size: int, dtype: str, folder: Path) -> int:
-    """Write blocks as a folder that `datasets.load_from_disk` opens, in files of about 500 MB.
+def write_blocks(blocks: Iterable[np.ndarray], nbytes: int, block_size: int, dtype: str, folder: Path) -> int:
+    """Write blocks as a folder that `datasets.load_from_disk` opens, in files of 500 MB or more.
 
     Args:
         blocks: arrays of whole blocks one after the other, shape (a multiple of S,), of type `dtype`.
+        nbytes: about as many bytes as there will be; decides how large a file becomes.
         block_size: S, ids in a block.
         dtype: `uint16` or `int32`.
         folder: a new one.
@@ -149,7 +151,7 @@ def write_blocks(blocks: Iterable[np.ndarray], block_size: int, dtype: str, fold
                 stream.write_batch(pa.record_batch([column], schema=schema))
                 written += len(column)
                 size += each.nbytes
-                if size >= BYTES_PER_FILE:
+                if size >= max(BYTES_PER_FILE, nbytes // MOST_FILES):
                     break
     names = [f"data-{number:05d}-of-{len(files):05d}.arrow" for number in range(len(files))]
     for file, name in zip(files, names, strict=True):

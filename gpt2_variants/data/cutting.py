@@ -179,7 +179,7 @@ def cut_blocks(
                 if whole:
                     yield ids[:whole]
 
-    return write_blocks(blocks(), block_size, dtype, folder), count
+    return write_blocks(blocks(), tokens.nbytes, block_size, dtype, folder), count
 
 
 def check_tokens(
