@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrow import flat_ids, read_tables
-from .blocks import BlockDataset
+from .blocks import BlockDataset, unigram_perplexity
 from .checks import local_faults
 from .cutting import check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
 from .digests import file_digest, file_digests
@@ -51,6 +51,7 @@ class Data:
         fingerprint: hex digest of the training blocks, in order, and the vocabulary. Equal content gives equal
             fingerprints on every machine and by every path to it; resuming with another one would train on other
             data.
+        unigram_perplexity: that of `blocks.unigram_perplexity`.
         summary: one line on the kind of source, its validation part, rows, tokens and blocks; it names no path.
         description: the summary with the names of source and tokenizer, for logs.
         notes: what is to be known of the reading: the files that were read and that were not, the column taken.
@@ -61,6 +62,7 @@ class Data:
     tokenizer: transformers.PreTrainedTokenizerBase
     vocab_size: int
     fingerprint: str
+    unigram_perplexity: float
     summary: str
     description: str
     notes: tuple[str, ...] = ()
@@ -172,18 +174,23 @@ def load_tokens(
         return np.concatenate([flat_ids(part.with_format("arrow")[:]).astype(np.int64) for part in parts])
 
 
-def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
+def _open_blocks(folder: Path) -> BlockDataset:
     from datasets import Dataset
 
+    return BlockDataset(Dataset.load_from_disk(str(folder)))
+
+
+def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
     info = json.loads((prepared / "info.json").read_text(encoding="utf-8"))
     tokenizer = open_tokenizer(str(prepared / "tokenizer"))
     vocab_size = vocabulary_size(tokenizer)
     return Data(
-        train=BlockDataset(Dataset.load_from_disk(str(prepared / "train"))),
-        validation=BlockDataset(Dataset.load_from_disk(str(prepared / "validation"))),
+        train=_open_blocks(prepared / "train"),
+        validation=_open_blocks(prepared / "validation"),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         fingerprint=info["fingerprint"],
+        unigram_perplexity=info["unigram_perplexity"],
         summary=info["summary"],
         # The names are those of this call: the same content may have been prepared under others.
         description=f"{dataset}: {info['summary']}; tokenizer {tokenizer_name}, {vocab_size:,} entries",
@@ -299,12 +306,14 @@ def _build(
                 )
             counts.append(f"{part} {len(rows):,} rows, {tokens:,} tokens, {blocks:,} blocks")
         tokenizer.save_pretrained(str(building / "tokenizer"))
+        train_blocks, validation_blocks = (_open_blocks(building / part) for part in ("train", "validation"))
         said = _said_of_text(source, tokenizer, tokenizer_name)
     return {
         "dataset": dataset,
         "tokenizer": tokenizer_name,
         "fingerprint": _fingerprint(building / "train", block_size, vocabulary_digest(tokenizer)),
         "summary": f"{', '.join([source.origin, *said])}; blocks of {block_size} tokens; {'; '.join(counts)}",
+        "unigram_perplexity": unigram_perplexity(train_blocks, validation_blocks, vocab_size),
         "notes": [*source.notes, *said],
     }
 

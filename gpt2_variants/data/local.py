@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arrow import BYTES_PER_BATCH
 from .columns import IDS, TEXT, Column, Dropped, choose, clean_ids, kinds_in, kinds_of, value_of
 from .formats import format_of, rows_of, suffix_of
 from .names import DataError, brief
@@ -131,9 +133,14 @@ def _on_disk(tables: Iterator[Any], is_text: bool, scratch: Path) -> datasets.Da
 
     schema = pa.schema({"text": pa.string()} if is_text else {"input_ids": pa.list_(pa.int64())})
     path = Path(tempfile.mkdtemp(dir=scratch), "rows.arrow")
+    held: list[Any] = []
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
+        for table in itertools.chain(tables, [None]):
+            held += [] if table is None else [table.cast(schema)]
+            # in batches of some size: opening a file reads the head of each, which would map all of many small ones
+            if held and (table is None or sum(part.nbytes for part in held) >= BYTES_PER_BATCH):
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+                held = []
     return Dataset.from_file(str(path))
 
 

@@ -15,7 +15,7 @@ from ..config.deepspeed_json import find_ds_config
 from ..config.options import Options
 from ..config.plan import Plan, as_dict, facts_of, make_plan
 from ..config.resolve import load_data
-from ..data import Data, unigram_perplexity
+from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
 from ..ranks import decided_by_rank_0, main_rank, world_size
@@ -176,7 +176,7 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         data=plan.data,
         data_fingerprint=plan.data_fingerprint,
         data_notes=data.notes,
-        unigram_perplexity=unigram_perplexity(data.train, data.validation, data.vocab_size),
+        unigram_perplexity=data.unigram_perplexity,
         num_parameters=plan.num_parameters,
         flops_per_token=plan.flops_per_token,
         versions=versions(),
