@@ -15,12 +15,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# What lies beside data and is none, by the beginning of its name, whatever its suffix.
-ABOUT = tuple(
-    (
-        "readme license licence copying notice changelog citation requirements meta. metadata dataset_info "
-        "dataset_dict state.json config.json manifest package.json stats.json"
-    ).split()
+# What lies beside data and is none, by its name without suffixes: any file, and JSON alone.
+ABOUT = frozenset("readme license licence copying notice changelog citation requirements".split())
+ABOUT_JSON = frozenset(
+    "meta metadata dataset_info dataset_infos dataset_dict state config manifest package stats".split()
 )
 
 
@@ -122,7 +120,8 @@ def _why_not(file: Path) -> str | None:
         return "is a link to nothing"
     if not file.is_file():
         return "is no ordinary file"
-    if file.name.lower().startswith(ABOUT):
+    name = file.name.lower().split(".", 1)[0]
+    if name in ABOUT or name.startswith("readme") or (name in ABOUT_JSON and file.suffix.lower() == ".json"):
         return "is about the data, by its name"
     if format_of(file) is None:
         return f"is of a kind that is not read ({suffix_of(file) or 'no suffix'})"
