@@ -11,6 +11,8 @@ from conftest import metrics, train, zero
 from transformers import AutoModelForCausalLM, get_scheduler
 
 import train_ds
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.config.deepspeed_json import resolve_ds_config
 from gpt2_variants.training import loop
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -62,6 +64,33 @@ def test_the_folder_alone_is_enough(begun, capfd):
     assert rates(begun) == {i + 1: rate for i, rate in enumerate(linear(2e-3, 1, 6) + linear(2e-3, 1, 9)[6:])}
     assert "from step 6 on: total_steps 9, before it was 6" in capfd.readouterr().err
     assert after["starts"][1]["changed"] == ["total_steps 9, before it was 6"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "options", "shares"),
+    [
+        ({}, ("--per_device_train_batch_size", "4"), {1: (4, 1), 2: (2, 1), 4: (1, 1)}),
+        ({}, ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"), {1: (2, 4), 2: (2, 2)}),
+        (
+            {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4},
+            (),
+            {1: (2, 4), 2: (2, 2), 8: (1, 1)},
+        ),
+    ],
+)
+def test_the_global_batch_stays_on_another_number_of_ranks(
+    sections, options, shares, tiny_run, ds_json, tmp_path, in_process, monkeypatch
+):
+    """However it was asked for at the first start."""
+    own = [word for i, word in enumerate(tiny_run) if "--train_batch_size" not in tiny_run[max(i - 1, 0) : i + 1]]
+    path = ds_json(**sections) if sections else "zero1.json"
+    folder = train([*own, *options, "--deepspeed_config", path, "--max_steps", "1"], tmp_path / "run", variant="gpt2")
+    total = record(folder)["plan"]["train_batch_size"]
+    for world, (micro, accumulation) in shares.items():
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        config = resolve_ds_config(parse(["--output_dir", str(folder), *AUTO, "--max_steps", "2"]), world, 2)
+        names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        assert [config[name] for name in names] == [total, micro, accumulation]
 
 
 def test_a_runs_folder_means_its_newest_checkpoint(begun, capfd):

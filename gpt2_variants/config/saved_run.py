@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from ..faults import UsageError
+from ..ranks import world_size
 from ..records import asked_options, read_facts
 from .options import checked, option_fields
 
 # What each start says for itself.
 OF_ONE_START = ("resume_from_checkpoint", "dry_run", "output_dir")
+# How a batch is asked for.
+BATCH = ("train_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 # Two ways to say one thing: asking for one of them now replaces the other one.
 EITHER = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
 
@@ -70,4 +73,25 @@ def go_on(values: dict[str, Any]) -> dict[str, Any]:
     merged = {"output_dir": str(folder), **values, **both, "asked": both}
     if "deepspeed_config" not in values:
         merged["saved_ds_config"] = facts.get("deepspeed_json")
+    if "plan" in facts and not values.keys() & BATCH:
+        _keep_batch(merged, facts["plan"])
     return merged
+
+
+def _keep_batch(merged: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Share the run's global batch out anew where there is another number of ranks than before.
+
+    As many sequences a forward pass as before, where that fits, so that it needs no more memory.
+    """
+    world = world_size()
+    if plan["world_size"] == world:
+        return
+    for name in BATCH:
+        merged.pop(name, None)
+    merged["train_batch_size"] = plan["train_batch_size"]
+    micro = plan["per_device_train_batch_size"]
+    if plan["train_batch_size"] % (micro * world) == 0:
+        merged["per_device_train_batch_size"] = micro
+    if merged.get("saved_ds_config") is not None:
+        shares = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        merged["saved_ds_config"] |= {name: "auto" for name in shares if name in merged["saved_ds_config"]}
