@@ -1,8 +1,6 @@
 """Train one GPT-2 variant with DeepSpeed: `deepspeed train_ds.py --variant duo_predict` (options: --help)."""
 
-import sys
-
-from gpt2_variants.train_command import main
+from gpt2_variants.train_command import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,6 +14,7 @@ from .config.command_line import Parser
 from .config.options import checked, option_fields
 from .data import DataError, Reading
 from .faults import UsageError
+from .train_command import leave
 from .train_command import main as train
 
 _PROGRAM = "python -m gpt2_variants"
@@ -374,4 +375,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
