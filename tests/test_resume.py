@@ -249,6 +249,24 @@ def test_a_checkpoint_of_another_run_begins_a_branch_and_auto_finds_its_way_back
     assert metrics(branch) == [line for line in metrics(begun) if line["step"] > 4]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_is_the_same_however_it_is_named(link, begun, monkeypatch, capfd):
+    """By a relative path, and through a link."""
+    monkeypatch.chdir(begun.parent)
+    name = begun.name
+    if link:
+        (begun.parent / "link").symlink_to(begun)
+        name = "link"
+    go_on("--output_dir", name, *AUTO)
+    assert "nothing is left to do" in capfd.readouterr().err
+    go_on("--output_dir", name, *AUTO, "--max_steps", "7")
+    assert checkpoints(begun) == [2, 4, 6, 7]
+    go_on("--output_dir", name, "--resume_from_checkpoint", f"{name}/checkpoints/step-00000006", "--max_steps", "8")
+    assert checkpoints(begun) == [2, 4, 6, 8]
+    assert [line["step"] for line in metrics(begun) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert sorted(p.name for p in (begun / "checkpoints").glob("set-aside-*/step-*")) == ["step-00000007"]
+
+
 def test_a_finished_run_says_that_nothing_is_left_to_do(begun, capfd):
     before = {p: p.read_bytes() for p in begun.rglob("*") if p.is_file()}
     go_on("--output_dir", str(begun), *AUTO)

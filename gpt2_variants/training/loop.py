@@ -280,7 +280,7 @@ class Loop:
     def _set_others_aside(self) -> None:
         """Move what checkpoints are in the folder beside those that lead here, with the metrics so far. On rank 0."""
         path = self.start.checkpoint
-        own = path is not None and path.parent == self.root.absolute()
+        own = path is not None and path.parent == self.root.resolve()
         aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0)
         if aside is None:
             return

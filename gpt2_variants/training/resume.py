@@ -47,6 +47,7 @@ def _choose(options: Options, plan: Plan) -> Start:
     if path is None:
         print("no checkpoint yet: starting", file=sys.stderr)
         return Start()
+    path = path.resolve()  # as a run's folder is compared: it may be named in several ways
     print(f"resuming from {path}", file=sys.stderr)
     manifest = checkpoint.read_manifest(path)
     lines = _contradictions(path, manifest, plan) or _sharding_faults(path, manifest["cut"], plan)
@@ -75,7 +76,7 @@ def _newest(folder: Path) -> Path | None:
     except ValueError as err:
         raise UsageError([str(err)]) from err
     before = starts[-1].get("resumed_from")
-    if before is None or Path(before).parent == (folder / "checkpoints").absolute():
+    if before is None or Path(before).parent == (folder / "checkpoints").resolve():
         return None
     return _whole(Path(before))
 

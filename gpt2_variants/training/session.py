@@ -101,7 +101,7 @@ def _nothing_left(folder: Path, plan: Plan, start: Start) -> bool:
 
 
 def _checkpoints(folder: Path) -> Path:
-    return (folder / "checkpoints").absolute()
+    return (folder / "checkpoints").resolve()
 
 
 def _model_config(options: Options, data: Data) -> GPT2Config:
