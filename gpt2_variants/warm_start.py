@@ -136,8 +136,8 @@ def read(source: str, variant: Variant, config: "GPT2Config") -> WarmStart:
     from transformers import GPT2LMHeadModel
 
     weights = _weights(source)
+    shapes = {name: p.shape for name, p in variant.on_meta(config).named_parameters()}
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in variant.model_class(config).named_parameters()}
         stock = {name for name, _ in GPT2LMHeadModel(config).named_parameters()}
     if left_over := sorted(weights.keys() - shapes.keys()):
         raise WarmStartError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..faults import UsageError
 from ..ranks import has_cuda, use_accelerator
-from ..registry import SIZES
+from ..registry import GPT2_VOCABULARY, SIZES
 from . import optimizer_json
 from .presets import RECIPE
 
@@ -127,7 +127,7 @@ def hidden_size(options: "Options") -> int:
     if "n_embd" in (options.model_args or {}):
         return options.model_args["n_embd"]
     if options.init_from is not None:
-        return options.make_config(tokenizer_size=50257).n_embd
+        return options.make_config(GPT2_VOCABULARY).n_embd
     return SIZES[options.size]["n_embd"]
 
 
@@ -183,11 +183,10 @@ def resolve_ds_config(options: "Options", world: int, total_steps: int, built: b
     lines = _resolve_batch(options, config, world, told)
     lines += _resolve_precision(options, config, told)
     lines += optimizer_json.resolve(options, config, total_steps, told)
-    if config.get("gradient_clipping", "auto") == "auto" and "gradient_clipping" in config:
-        config["gradient_clipping"] = RECIPE["gradient_clipping"]
     if options.max_grad_norm is not None:
         config["gradient_clipping"] = options.max_grad_norm
-    config.setdefault("gradient_clipping", RECIPE["gradient_clipping"])  # DeepSpeed's default too, said
+    elif config.get("gradient_clipping", "auto") == "auto":
+        config["gradient_clipping"] = RECIPE["gradient_clipping"]  # DeepSpeed's default too, said
     _resolve_zero(options, config)
     lines = lines or [
         f'{told}: "auto" at {at} cannot be filled in; give a value'

@@ -36,9 +36,14 @@ SCHEDULERS: dict[str, dict[str, Any] | None] = {
     "constant_with_warmup": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_min_lr": 0}},
     "constant": None,
 }
-# DeepSpeed's schedules that transformers has too, if the warm-up is linear and from 0. DeepSpeed's own run one step
+# DeepSpeed's schedules that transformers has too, if the warm-up is linear and all rates begin and end at 0: its name
+# there, and the parameters that say from where, with what stands for one that is left out. DeepSpeed's own run one step
 # late (the first two steps have rate 0) and refuse warm-ups of 0 or 1 steps; transformers' are the recipe's.
-TRANSFORMERS = {"WarmupDecayLR": "linear", "WarmupCosineLR": "cosine", "WarmupLR": "constant_with_warmup"}
+TRANSFORMERS: dict[str, tuple[str, dict[str, float]]] = {
+    "WarmupDecayLR": ("linear", {"warmup_min_lr": 0}),
+    "WarmupCosineLR": ("cosine", {"warmup_min_ratio": 0, "cos_min_ratio": 1}),
+    "WarmupLR": ("constant_with_warmup", {"warmup_min_lr": 0}),
+}
 
 
 def resolve(options: "Options", config: dict, total_steps: int, told: str) -> list[str]:
@@ -52,27 +57,20 @@ def resolve(options: "Options", config: dict, total_steps: int, told: str) -> li
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {"torch_adam": True}})
     params = optimizer.setdefault("params", {})
     kind = str(optimizer.get("type", ""))
-    if (
-        options.learning_rate is not None
-        and "learning_rate" in options.asked
-        and {"muon_lr", "adam_lr"} & params.keys()
-    ):
+    if "learning_rate" in options.asked and {"muon_lr", "adam_lr"} & params.keys():
         lines.append(
             f"--learning_rate {options.learning_rate}: {told} states muon_lr or adam_lr; leave one of them out"
         )
     # what is not stated is 0 for weight decay, as DeepSpeed's own optimizers have it, and the recipe's for the others
     unstated = {"lr": "auto", "weight_decay": 0.0, **({"eps": "auto", "betas": "auto"} if is_adam(kind) else {})}
-    for name, key, value in (
-        ("learning_rate", "lr", options.learning_rate),
-        ("weight_decay", "weight_decay", options.weight_decay),
-        ("adam_epsilon", "eps", options.adam_epsilon),
-    ):
+    asked = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "eps": options.adam_epsilon}
+    for key, value in asked.items():
         if value is not None:
             params[key] = value
         elif params.get(key, unstated.get(key)) == "auto":
             params[key] = RECIPE[key]
-        if key == "eps" and value is not None and kind.lower() in WITHOUT_BETAS:
-            lines.append(f"--{name} {value}: the optimizer {kind} of {told} has none; leave it out")
+    if options.adam_epsilon is not None and kind.lower() in WITHOUT_BETAS:
+        lines.append(f"--adam_epsilon {options.adam_epsilon}: the optimizer {kind} of {told} has none; leave it out")
     betas = (options.adam_beta1, options.adam_beta2)
     if betas != (None, None) and kind.lower() in WITHOUT_BETAS:
         lines.append(f"--adam_beta1, --adam_beta2: the optimizer {kind} of {told} has none; leave them out")
@@ -113,25 +111,21 @@ def _resolve_scheduler(options: "Options", config: dict, total_steps: int, told:
     if (peak := PEAK.get(str(kind))) and (
         "learning_rate" in options.asked
         or schedule.get(peak) == "auto"
-        or (
-            peak not in schedule and kind in WITH_WARMUP
-        )  # WarmupDecayLR's own default is 1e-3, whatever the optimizer's
+        or (peak not in schedule and kind in WITH_WARMUP)  # DeepSpeed's default is 1e-3, whatever the optimizer's
     ):
         schedule[peak] = rate
     if schedule.get("warmup_min_lr") == "auto":
         schedule["warmup_min_lr"] = 0
+    if kind in ("WarmupDecayLR", "WarmupCosineLR"):
+        schedule.setdefault("total_num_steps", "auto")
     for name in LENGTHS:
-        if schedule.get(name) == "auto" or (name not in schedule and name == "total_num_steps" and _has_end(kind)):
+        if schedule.get(name) == "auto":
             schedule[name] = total_steps
     if kind in WITH_WARMUP and (asked or schedule.get("warmup_num_steps", "auto") == "auto"):
         ratio = RECIPE["warmup_ratio"] if options.warmup_ratio is None else options.warmup_ratio
         steps = math.ceil(ratio * total_steps) if options.warmup_steps is None else options.warmup_steps
         schedule["warmup_num_steps"] = steps
     return lines
-
-
-def _has_end(kind: str | None) -> bool:
-    return kind in ("WarmupDecayLR", "WarmupCosineLR")
 
 
 def peak_rate(config: dict) -> float | None:
@@ -240,18 +234,14 @@ def make_schedule(config: dict) -> Callable[[Any], Any] | None:
     if not scheduler:
         return None
     kind, params = scheduler["type"], scheduler.get("params", {})
-    from_zero = (
-        not params.get("warmup_min_lr") and not params.get("warmup_min_ratio") and not params.get("cos_min_ratio", 1)
-    )
-    if kind != "WarmupCosineLR":
-        from_zero = not params.get("warmup_min_lr")
-    known = {"warmup_type", "warmup_min_lr", "warmup_max_lr", "warmup_min_ratio", "cos_min_ratio"}
-    known |= {"warmup_num_steps", "total_num_steps"}
-    if kind in TRANSFORMERS and params.get("warmup_type") == "linear" and from_zero and params.keys() <= known:
+    name, floors = TRANSFORMERS.get(kind, ("", {}))
+    known = {"warmup_type", "warmup_max_lr", "warmup_num_steps", "total_num_steps", *floors}
+    from_zero = not any(params.get(floor, default) for floor, default in floors.items())
+    if name and params.get("warmup_type") == "linear" and from_zero and params.keys() <= known:
         from transformers import get_scheduler
 
         steps = {"num_warmup_steps": params["warmup_num_steps"], "num_training_steps": params.get("total_num_steps")}
-        return lambda optimizer: get_scheduler(TRANSFORMERS[kind], optimizer, **steps)
+        return lambda optimizer: get_scheduler(name, optimizer, **steps)
     return lambda optimizer: _schedulers()[kind](optimizer, **params)
 
 

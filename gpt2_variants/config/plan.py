@@ -171,7 +171,7 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
     Raises:
         UsageError: the DeepSpeed JSON cannot be used.
     """
-    batch_size = resolve_ds_config(options, world, total_steps=1)["train_batch_size"]
+    batch_size = resolve_ds_config(options, world, total_steps=1, built=False)["train_batch_size"]
     steps_per_epoch = math.ceil(data.training_blocks / batch_size)
     total_steps = options.max_steps or math.ceil((options.num_train_epochs or 1) * steps_per_epoch)
     ds = resolve_ds_config(options, world, total_steps)

@@ -34,48 +34,59 @@ def go_on(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: there is neither a variant nor a run that could say it, or its `run.json` cannot be read.
     """
-    asked = {**values, "asked": {name: value for name, value in values.items() if name not in OF_ONE_START}}
-    resume = values.get("resume_from_checkpoint")
-    if resume is None:
-        return asked
-    if resume == "auto":
-        folder = Path(values.get("output_dir") or f"runs/{values.get('variant')}")
-        if "variant" not in values and not (folder / "run.json").is_file():
-            raise UsageError(
-                [f"--resume_from_checkpoint auto: {folder} holds no run to go on with; give its --output_dir"]
-            )
-    else:
-        found = run_folder_of(Path(resume).absolute())
-        if found is None:
-            return asked
-        folder = found
-    if not (folder / "run.json").is_file():
-        return asked
+    asked = {name: value for name, value in values.items() if name not in OF_ONE_START}
+    folder = _run_to_go_on_with(values)
+    if folder is None:
+        return {**values, "asked": asked}
     try:
         facts = read_facts(folder)
+        saved = _saved_options(folder, facts)
     except ValueError as err:
-        raise UsageError([f"--resume_from_checkpoint {resume}: {err}"]) from err
-    fields = {f.name: f for f in option_fields() if f.name not in OF_ONE_START}
-    try:
-        saved = {
-            name: value if fields[name].type is dict else checked(fields[name], value)
-            for name, value in asked_options(facts).items()
-            if name in fields
-        }
-    except ValueError as err:
-        raise UsageError([f"--resume_from_checkpoint {resume}: {folder}/run.json: {err}"]) from err
+        raise UsageError([f"--resume_from_checkpoint {values['resume_from_checkpoint']}: {err}"]) from err
     for pair in EITHER:
         if values.keys() & pair:
             saved = {name: value for name, value in saved.items() if name not in pair}
-    if "model_args" in values:
-        saved["model_args"] = {**saved.get("model_args", {}), **values["model_args"]}
-    both = {**saved, **asked["asked"], **({"model_args": saved["model_args"]} if "model_args" in saved else {})}
+    if "model_args" in asked:
+        asked["model_args"] = {**saved.get("model_args", {}), **asked["model_args"]}
+    both = {**saved, **asked}
     merged = {"output_dir": str(folder), **values, **both, "asked": both}
     if "deepspeed_config" not in values:
         merged["saved_ds_config"] = facts.get("deepspeed_json")
     if "plan" in facts and not values.keys() & BATCH:
         _keep_batch(merged, facts["plan"])
     return merged
+
+
+def _run_to_go_on_with(values: dict[str, Any]) -> Path | None:
+    """The folder of the run that is gone on with; None where there is none yet, or the path lies in none.
+
+    Raises:
+        UsageError: neither a run nor a variant is told.
+    """
+    resume = values.get("resume_from_checkpoint")
+    if resume is None:
+        return None
+    if resume != "auto":
+        return run_folder_of(Path(resume).absolute())
+    folder = Path(values.get("output_dir") or f"runs/{values.get('variant')}")
+    if (folder / "run.json").is_file():
+        return folder
+    if "variant" not in values:
+        raise UsageError([f"--resume_from_checkpoint auto: {folder} holds no run to go on with; give its --output_dir"])
+    return None
+
+
+def _saved_options(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Option -> value, what was asked of the run in `folder`. Raises ValueError for a value that is none."""
+    fields = {f.name: f for f in option_fields() if f.name not in OF_ONE_START}
+    try:
+        return {
+            name: value if fields[name].type is dict else checked(fields[name], value)
+            for name, value in asked_options(facts).items()
+            if name in fields
+        }
+    except ValueError as err:
+        raise ValueError(f"{folder}/run.json: {err}") from err
 
 
 def _keep_batch(merged: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -66,9 +66,7 @@ def _choose(options: Options, plan: Plan) -> Start:
 
 def _newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; one that its last start went on from, where it has none of its own."""
-    path, passed_over = checkpoint.newest_valid(folder / "checkpoints")
-    for line in passed_over:
-        print(line, file=sys.stderr)
+    path = _newest_in(folder / "checkpoints")
     if path is not None or not (folder / "run.json").is_file():
         return path
     try:
@@ -85,13 +83,19 @@ def _named(path: Path) -> Path:
     """The checkpoint that a path means: a run's folder and its `checkpoints` mean the newest one in it."""
     for root in (path / "checkpoints", path):
         if root.name == "checkpoints" and root.is_dir():
-            newest, passed_over = checkpoint.newest_valid(root.resolve())
-            for line in passed_over:
-                print(line, file=sys.stderr)
+            newest = _newest_in(root.resolve())
             if newest is None:
                 raise UsageError([f"--resume_from_checkpoint {path}: holds no whole checkpoint; give another run"])
             return newest
     return _whole(path)
+
+
+def _newest_in(root: Path) -> Path | None:
+    """The newest checkpoint to go on from; those that are passed over are said."""
+    path, passed_over = checkpoint.newest_valid(root)
+    for line in passed_over:
+        print(line, file=sys.stderr)
+    return path
 
 
 def _whole(path: Path) -> Path:

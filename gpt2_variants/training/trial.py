@@ -25,7 +25,7 @@ def try_out(options: Options) -> None:
     Raises:
         UsageError: DeepSpeed cannot run it; says what DeepSpeed says.
     """
-    config = resolve_ds_config(options, world_size(), options.max_steps or 1)
+    config = resolve_ds_config(options, world_size(), options.max_steps or 1, built=False)  # parsing has built it
     kind, params = config["optimizer"]["type"], config["optimizer"]["params"]
     if (is_adam(kind) and params.get("torch_adam")) or options.apex in ("adam", "all"):
         return
