@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 os.environ.pop("WANDB_API_KEY", None)
@@ -157,6 +158,20 @@ def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tupl
         for p in processes:
             p.kill()
     return [(p.returncode, err) for p, err in zip(processes, errors, strict=True)]
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write `text` exactly, in a folder that is made; the path as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
+
+
+def python(code: str, *args: object) -> subprocess.Popen:
+    """Run code that begins with `from gpt2_variants import data` in a process of its own."""
+    code = "import os, sys, time\nfrom pathlib import Path\nfrom gpt2_variants import data\n" + textwrap.dedent(code)
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def metrics(folder: Path) -> list[dict]:

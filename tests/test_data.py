@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import python, write_text
 
 from gpt2_variants import data, network
 from gpt2_variants.data import (
@@ -127,19 +128,6 @@ def read(blocks: BlockDataset) -> list[list[int]]:
 def in_memory(rows: list[list[int]]) -> BlockDataset:
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16"), length=len(rows[0]))})
     return BlockDataset(datasets.Dataset.from_dict({"input_ids": rows}, features=features))
-
-
-def write_text(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
-    return str(path)
-
-
-def python(code: str, *args: object) -> subprocess.Popen:
-    """Run code that begins with `from gpt2_variants import data` in a process of its own."""
-    code = "import os, sys, time\nfrom pathlib import Path\nfrom gpt2_variants import data\n" + textwrap.dedent(code)
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_clear(line: str, option: str, value: str, *words: str) -> None:

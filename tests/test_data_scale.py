@@ -4,14 +4,13 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import datasets
 import pytest
+from conftest import python, write_text
 
 from gpt2_variants import data
 from gpt2_variants.data import load
@@ -37,19 +36,6 @@ def make_text(lines: int, seed: int = 0) -> str:
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefgh é🙂", k=rng.randint(1, 7))) for _ in range(80)]
     return "".join(" ".join(rng.choices(words, k=rng.randint(0, 12))) + "\n" for _ in range(lines))
-
-
-def write_text(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="")
-    return str(path)
-
-
-def python(code: str, *args: object) -> subprocess.Popen:
-    """Run code that begins with `from gpt2_variants import data` in a process of its own."""
-    code = "import os, sys, time\nfrom pathlib import Path\nfrom gpt2_variants import data\n" + textwrap.dedent(code)
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def digests(*files: Path, source: Path, cache: Path) -> list[str]:

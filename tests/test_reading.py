@@ -56,6 +56,17 @@ def as_jsonl(rows: list) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Rows with columns as the suffix says: JSON lines, Parquet, else as `datasets` saves them."""
+    if path.suffix == ".jsonl":
+        return write(path, as_jsonl(rows))
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    return path
+
+
 def text_of(data, part: str) -> str:
     """The text that the blocks of a part decode to; the last tokens, too few for a block, are missing."""
     ids = getattr(data, part).tokens().tolist()
@@ -120,13 +131,7 @@ def test_exactly_the_named_file_is_read_whatever_its_name_looks_like(name, in_fo
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_a_column_that_is_not_plainly_the_text_is_refused_with_a_row(row, shown, kind, tmp_path):
     rows = [row(i) for i in range(50)]
-    path = tmp_path / f"a.{kind}"
-    if kind == "jsonl":
-        write(path, as_jsonl(rows))
-    elif kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    path = write_rows(tmp_path / f"a.{kind}", rows)
     message = refusal(path)
     assert shown in message
     assert "--text_column" in message
@@ -146,13 +151,7 @@ def test_a_column_that_is_not_plainly_the_text_is_refused_with_a_row(row, shown,
 def test_the_column_taken_is_said_and_recorded(row, column, kind, bpe, tmp_path):
     texts = [f"text {i} of this source" for i in range(60)]
     rows = [row(i, text) for i, text in enumerate(texts)]
-    path = tmp_path / f"a.{kind}"
-    if kind == "jsonl":
-        write(path, as_jsonl(rows))
-    elif kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    path = write_rows(tmp_path / f"a.{kind}", rows)
     data = load(str(path), bpe, 4, reading=Reading(text_column=column))
     assert "".join(f"{t}<|endoftext|>" for t in texts).startswith(text_of(data, "train"))
     said = column or ("content" if "content" in rows[0] else "anything")
@@ -410,13 +409,7 @@ def test_masked_unlabelled_and_null_positions_are_dropped_and_counted(bpe, tmp_p
         rows.append({"input_ids": row, "attention_mask": mask, "labels": labels})
     padding = sum(12 - len(ids) - 1 for ids in wanted)
     for name in ("a.parquet", "a.jsonl", "saved"):
-        path = tmp_path / name
-        if name == "a.parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path)
-        elif name == "a.jsonl":
-            write(path, as_jsonl(rows))
-        else:
-            datasets.Dataset.from_list(rows).save_to_disk(str(path))
+        path = write_rows(tmp_path / name, rows)
         data = load(str(path), bpe, 4)
         flat = [i for ids in wanted[:95] for i in ids]
         assert data.train.tokens().tolist() == flat[: len(flat) // 4 * 4], name

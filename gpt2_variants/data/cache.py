@@ -308,11 +308,12 @@ def _build(
         tokenizer.save_pretrained(str(building / "tokenizer"))
         train_blocks, validation_blocks = (_open_blocks(building / part) for part in ("train", "validation"))
         said = _said_of_text(source, tokenizer, tokenizer_name)
+    read = ", ".join([source.origin, f"{source.validated_on} for validation", *said])
     return {
         "dataset": dataset,
         "tokenizer": tokenizer_name,
         "fingerprint": _fingerprint(building / "train", block_size, vocabulary_digest(tokenizer)),
-        "summary": f"{', '.join([source.origin, *said])}; blocks of {block_size} tokens; {'; '.join(counts)}",
+        "summary": f"{read}; blocks of {block_size} tokens; {'; '.join(counts)}",
         "unigram_perplexity": unigram_perplexity(train_blocks, validation_blocks, vocab_size),
         "notes": [*source.notes, *said],
     }

@@ -42,6 +42,11 @@ class Selection:
         return sorted(self.splits.keys() - {"train", "validation"}) if "validation" in self.splits else []
 
     @property
+    def used(self) -> dict[str, list[Path]]:
+        """Split -> its files, of the splits that are read."""
+        return {split: files for split, files in self.splits.items() if split not in self.unused}
+
+    @property
     def files(self) -> list[Path]:
         """All that belong to the source."""
         return [file for files in self.splits.values() for file in files]

@@ -41,7 +41,8 @@ class Source:
     """Rows of one column, `text` (strings) or `input_ids` (lists of ids); no `validation` where it must be held out.
 
     Attributes:
-        origin: in words: what was read, and where its validation part comes from; it names no path.
+        origin: in words, what was read; it names no path.
+        validated_on: in words, where its validation part comes from.
         train, validation: the rows.
         rows_per_batch: blocks are cut within so many rows; None cuts one stream.
         separator: what stands after each document: "eos", "none", or a text.
@@ -50,6 +51,7 @@ class Source:
     """
 
     origin: str
+    validated_on: str
     train: datasets.Dataset
     validation: datasets.Dataset | None
     rows_per_batch: int | None = None
@@ -93,7 +95,7 @@ def read_source(
         source = replace(
             source,
             validation=other.train,
-            origin=f"{source.origin.rpartition(', ')[0]}, a source of its own for validation",
+            validated_on="a source of its own",
             notes=(*source.notes, *other.notes),
         )
     percent = reading.validation_split_percentage
@@ -122,14 +124,14 @@ def _read(
     if dataset == "builtin":
         train, validation = (Dataset.from_dict({"text": rows}) for rows in builtin_corpus())
         separator = reading.document_separator or NO_SEPARATOR
-        return Source(
-            "the topics of Python's own help, every tenth for validation", train, validation, separator=separator
-        )
+        return Source("the topics of Python's own help", "every tenth", train, validation, separator=separator)
     if dataset == WIKITEXT:
         _separator(dataset, [], reading)
         return _read_wikitext(tokenizer, block_size, reading, scratch)
     if is_hub_dataset(dataset):
-        return _from_splits(dataset, "from the Hub", _from_hub(dataset, asked=dataset), reading, scratch)
+        # WikiText's rows are lines, under whichever name
+        is_lines = "wikitext" in dataset.lower()
+        return _from_splits(dataset, "from the Hub", _from_hub(dataset, asked=dataset), reading, scratch, is_lines)
     return _read_local(dataset, Path(dataset).expanduser(), reading, scratch)
 
 
@@ -146,11 +148,7 @@ def _read_local(dataset: str, path: Path, reading: Reading, scratch: Path) -> So
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         return _from_splits(dataset, "local", splits, reading, scratch)
     selection = select(path)
-    rows = {
-        split: read_files(dataset, files, reading, scratch)
-        for split, files in selection.splits.items()
-        if split not in selection.unused
-    }
+    rows = {split: read_files(dataset, files, reading, scratch) for split, files in selection.used.items()}
     return _assembled(dataset, "local", rows, reading, [])
 
 
@@ -160,15 +158,20 @@ def file_notes(dataset: str) -> list[str]:
     if dataset in ("builtin", WIKITEXT) or not path.is_dir() or is_saved_folder(path):
         return []
     selection = select(path)
-    read = [file for split, files in selection.splits.items() if split not in selection.unused for file in files]
+    read = [file for files in selection.used.values() for file in files]
     notes = [listed(read), *(f"not read: {name} {why}" for name, why in selection.left_out)]
     return notes + [f"not read: the {split} split, since there is a validation split" for split in selection.unused]
 
 
 def _from_splits(
-    dataset: str, origin: str, splits: dict[str, datasets.Dataset], reading: Reading, scratch: Path
+    dataset: str,
+    origin: str,
+    splits: dict[str, datasets.Dataset],
+    reading: Reading,
+    scratch: Path,
+    is_lines: bool = False,
 ) -> Source:
-    """The source of a data set's splits, by whatever words they are named."""
+    """The source of a data set's splits, by whatever words they are named; with `is_lines` no row is a document."""
     by_split: dict[str, str] = {}
     notes = []
     for name in splits:
@@ -190,9 +193,8 @@ def _from_splits(
     wanted = ["train", *([held] if held else [])]
     notes += [f"not read: the split {name}" for split, name in by_split.items() if split not in wanted]
     rows = {split: one_column(dataset, splits[by_split[split]], reading, scratch) for split in wanted}
-    if "wikitext" in dataset.lower():
-        for part in rows.values():
-            part.is_documents = False  # its rows are lines
+    for part in rows.values():
+        part.is_documents = part.is_documents and not is_lines
     return _assembled(dataset, origin, rows, reading, notes)
 
 
@@ -204,7 +206,8 @@ def _assembled(dataset: str, origin: str, rows: dict[str, Rows], reading: Readin
     parts = [part for part in (train, validation) if part is not None]
     of_parts = sorted({note for part in parts for note in part.notes})
     return Source(
-        ", ".join([origin, *of_parts, f"{f'its {held} split' if held else 'its last rows'} for validation"]),
+        ", ".join([origin, *of_parts]),
+        f"its {held} split" if held else "its last rows",
         train.data,
         None if validation is None else validation.data,
         separator=_separator(dataset, parts, reading),
@@ -241,7 +244,7 @@ def held_out_by_characters(source: Source) -> Source:
         source,
         train=Dataset.from_dict({"text": [text[:place]]}),
         validation=Dataset.from_dict({"text": [text[place:]]}),
-        origin=source.origin.replace("its last rows", f"its last {len(text) - place:,} characters"),
+        validated_on=f"its last {len(text) - place:,} characters",
     )
 
 
@@ -291,7 +294,8 @@ def _read_wikitext(
         )
     train, validation = (one_column(WIKITEXT, part, reading, scratch).data for part in (train, validation))
     return Source(
-        f"cut from {WIKITEXT_RAW}, its first 1 % for validation",
+        f"cut from {WIKITEXT_RAW}",
+        "its first 1 %",
         train,
         validation,
         rows_per_batch=WIKITEXT_ROWS_PER_BATCH,
