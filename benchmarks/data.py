@@ -4,32 +4,32 @@
     python benchmarks/data.py --tokenizer path/to/gpt2          # with that one
     python benchmarks/data.py --sizes 20 200 2000               # memory and start of a run by the size of the text
 
-Writes data.json and data.md under benchmarks/results/<device>/. The text is Python's own documentation, over and over.
+Writes data.json and data.md under benchmarks/results/<device>/. The text is Python's own documentation, over and over
+with another word put into each line.
 Exit codes: 0 measured, 2 faults in what was asked.
 """
 
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import command_line
+import preparing
 import results_page
 from gpt2_variants.data import Data, GlobalBatchSampler, check_source, data_loader, load, quiet, tokenise_rows
+from preparing import MB
 from results_page import Column, Table
 
-MB = 10**6
 GOAL_STEP_SECONDS, GOAL_TOKENS = 0.273, 65_536  # a step of the recipe on an H100 at 240,000 tokens/s
 
 
@@ -86,15 +86,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write_text(megabytes: int, path: Path) -> int:
-    """Write the built-in corpus to `path` until it has `megabytes`; how many bytes that became."""
-    from pydoc_data.topics import topics
-
-    once = "".join(f"{text}\n" for _, text in sorted(topics.items()))
-    times = -(-megabytes * MB // len(once.encode()))
-    return path.write_bytes(once.encode() * times)
-
-
 def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[str, Any]], Data]:
     """A row for each number of processes, which take turns; and what `load` made of the text."""
     from datasets import Dataset
@@ -130,116 +121,6 @@ def _tokenising_row(count: int, seconds: dict[int, dict[str, list[float]]], size
             f"{part}_scaling_max": max(ratios),
             f"{part}_seconds": own,
         }
-    return row
-
-
-def prepare_ours(text: str, tokenizer: str, block_size: int, processes: int, cache: Path) -> int:
-    """Prepare with `load`; how many training blocks there are."""
-    return len(load(text, tokenizer, block_size, cache_dir=cache, num_proc=processes).train)
-
-
-def prepare_as_run_clm(text: str, tokenizer: str, block_size: int, processes: int, cache: Path) -> int:
-    """Prepare as Hugging Face's example run_clm.py does, with `datasets.map` twice; how many blocks there are."""
-    import datasets
-    from transformers import AutoTokenizer
-
-    opened = AutoTokenizer.from_pretrained(tokenizer)
-    options = {"batched": True, "num_proc": processes if processes > 1 else None}
-
-    def tokenise(rows):
-        return opened(rows["text"])
-
-    def group(rows):
-        joined = {key: list(itertools.chain(*rows[key])) for key in rows}
-        whole = len(joined["input_ids"]) // block_size * block_size
-        cut = {key: [ids[i : i + block_size] for i in range(0, whole, block_size)] for key, ids in joined.items()}
-        return cut | {"labels": cut["input_ids"].copy()}
-
-    with quiet():
-        rows = datasets.load_dataset("text", data_files=text, cache_dir=str(cache), keep_linebreaks=True)["train"]
-        return len(rows.map(tokenise, remove_columns=["text"], **options).map(group, **options))
-
-
-WAYS: dict[str, Callable[[str, str, int, int, Path], int]] = {"ours": prepare_ours, "run_clm": prepare_as_run_clm}
-
-
-def _in_a_new_process(way: str, asked: tuple[Any, ...], sender: Connection) -> None:
-    """Send the seconds that a way takes, and those that it takes once more, with all in its cache."""
-    import datasets  # noqa: F401  # what every run has imported is not counted
-    import transformers  # noqa: F401
-
-    times = [time.perf_counter()]
-    for _ in range(2):
-        WAYS[way](*asked)
-        times.append(time.perf_counter())
-    sender.send((times[1] - times[0], times[2] - times[1]))
-
-
-def _proportional_set(process: int) -> int:
-    """Bytes that a process and its children hold, what they share or map counted once; 0 where /proc tells nothing."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total = 1024 * int(line.split()[1])
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:  # it has ended, or this is no Linux
-        return total
-    return total + sum(_proportional_set(int(child)) for child in children)
-
-
-def run_way(way: str, *asked: Any) -> dict[str, float]:
-    """Prepare in a new process, twice: the seconds of both, and the bytes of the largest resident set."""
-    context = multiprocessing.get_context("spawn")  # a fork would share this process's memory
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_a_new_process, args=(way, asked, sender))
-    process.start()
-    sender.close()
-    most = 0
-    while not receiver.poll(0.05):
-        most = max(most, _proportional_set(process.pid))
-    seconds, again = receiver.recv()
-    process.join()
-    return {"seconds": seconds, "start_seconds": again, "bytes": most}
-
-
-def measure_preparing(plan: Plan, tokenizer: Path, folder: Path) -> list[dict[str, Any]]:
-    """A row for each size of text: ours beside run_clm's way, which take turns, from nothing and once more."""
-    rows = []
-    for megabytes in plan.sizes:
-        text = folder / f"{megabytes}.txt"
-        size = write_text(megabytes, text)
-        time.sleep(2.1)  # a file that has just been written may be written again: its stamp would not be trusted
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for number in range(plan.rounds):
-            for way in WAYS if number % 2 else reversed(WAYS):
-                with tempfile.TemporaryDirectory(dir=folder) as cache:
-                    run = run_way(way, str(text), str(tokenizer), plan.block_size, plan.processes, Path(cache))
-                found[way].append(run)
-                command_line.say(
-                    f"{size / MB:.0f} MB, {way}: {run['seconds']:.1f} s, {run['bytes'] / MB:.0f} MB of memory; "
-                    f"once more {run['start_seconds']:.2f} s"
-                )
-        text.unlink()
-        rows.append(_preparing_row(size, plan.processes, found))
-    return rows
-
-
-def _preparing_row(size: int, processes: int, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"megabytes": size / MB, "processes": processes}
-    for way, runs in found.items():
-        seconds, start, most = (statistics.median(run[what] for run in runs) for what in runs[0])
-        row |= {
-            f"{way}_megabytes_per_second": size / MB / seconds,
-            f"{way}_start_seconds": start,
-            f"{way}_peak_bytes": most or None,  # 0: /proc tells nothing here
-            f"{way}_runs": runs,
-        }
-    pairs = list(zip(found["ours"], found["run_clm"], strict=True))
-    row["speed"] = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
-    row["start"] = statistics.median(ours["start_seconds"] / theirs["start_seconds"] for ours, theirs in pairs)
-    known = [ours["bytes"] / theirs["bytes"] for ours, theirs in pairs if theirs["bytes"]]
-    row["memory"] = statistics.median(known) if known else None
     return row
 
 
@@ -299,7 +180,7 @@ def tables(
     loader: dict[str, Any],
     parts: Sequence[dict[str, Any]],
     tokenising: Sequence[dict[str, Any]],
-    preparing: Sequence[dict[str, Any]],
+    by_size: Sequence[dict[str, Any]],
 ) -> list[Table]:
     """The tables of the page."""
     page = [
@@ -362,7 +243,7 @@ def tables(
                 Column("run_clm_start_seconds", "run_clm once more, s", ".2f"),
                 Column("start", "of run_clm's", ".2f"),
             ),
-            preparing,
+            by_size,
             "load() beside the way of Hugging Face's example run_clm.py (`datasets.map` twice: tokenise, then "
             "group_texts) on the same text, each in a new process and from nothing. Both are given the same tokenizer, "
             "ready. Memory: the most that the process and its children held at a time, libraries and mapped files "
@@ -370,15 +251,16 @@ def tables(
             "imports are counted. Medians over the rounds; ratios are of the same round.",
         ),
     ]
-    return page if preparing else page[:-1]
+    return page if by_size else page[:-1]
 
 
 def notes(plan: Plan, size: int, data: Data) -> list[str]:
     """How the figures were taken, in words."""
     name = plan.tokenizer if plan.tokenizer == "builtin" else Path(plan.tokenizer).name
     return [
-        f"{size / MB:.1f} MB of text: Python's own documentation, over and over, so that the tokenizer meets few new "
-        f"words. Tokenizer {name}, {data.vocab_size:,} entries; blocks of {plan.block_size}. {plan.rounds} rounds, "
+        f"{size / MB:.1f} MB of text: Python's own documentation, over and over with a word of its own put into each "
+        f"line, so that the tokenizer meets few new words. Tokenizer {name}, {data.vocab_size:,} entries; blocks of "
+        f"{plan.block_size}. Rounds: {plan.rounds}, "
         "each into a new cache folder; the numbers of processes take turns."
     ]
 
@@ -388,17 +270,24 @@ def carry_out(plan: Plan) -> int:
     facts = results_page.facts()
     with tempfile.TemporaryDirectory(prefix="data-") as name:
         text = Path(name, "text.txt")
-        size = write_text(plan.megabytes, text)
+        size = preparing.write_text(plan.megabytes, text)
         tokenising, data = measure_tokenising(plan, text, Path(name))
         loader = measure_loader(plan, data)
         text.unlink()
         data.tokenizer.save_pretrained(str(Path(name, "tokenizer")))
-        preparing = measure_preparing(plan, Path(name, "tokenizer"), Path(name))
+        by_size = preparing.measure(
+            plan.sizes,
+            Path(name, "tokenizer"),
+            Path(name),
+            block_size=plan.block_size,
+            processes=plan.processes,
+            rounds=plan.rounds,
+        )
     command_line.say(f"loader: {1000 * loader['seconds']:.3f} ms a batch of {loader['batch']}")
     folder = plan.output_dir or results_page.folder(facts["device"])
     measured = results_page.folder(facts["device"]) / "throughput.json"
     throughput = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
-    page = tables(loader, shares(loader, throughput), tokenising, preparing)
+    page = tables(loader, shares(loader, throughput), tokenising, by_size)
     results_page.write(folder, "data", "Reading and tokenising data", facts, page, notes(plan, size, data))
     print(folder / "data.md")
     return 0
