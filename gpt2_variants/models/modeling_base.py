@@ -5,8 +5,9 @@ Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D,
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from transformers.cache_utils import Cache
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
 from transformers.utils.generic import can_return_tuple
 
 from .loss_head import IGNORE_INDEX, LMHead, TokenScores, score_targets, summed_loss
 from .precision import float32_or_better
-from .variant_attention import VariantAttention
+from .variant_attention import VariantAttention  # noqa: F401  # the variants import it from here
+from .variant_model import ScaledInit, VariantModel
 
 # What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
 CACHE_NAME = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
@@ -77,35 +79,6 @@ def recompute_blocks(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-class ScaledInit(GPT2PreTrainedModel):
-    """GPT-2's initialisation, also where transformers would leave out a part of it."""
-
-    config_class: type[GPT2Config]
-
-    def _initialize_weights(self, module: nn.Module, *_) -> None:
-        # transformers takes classes outside its own package for code that does not know its init flags, and then skips
-        # modules without parameters of their own: GPT2Attention and GPT2MLP, whose turn is c_proj's 0.02 / sqrt(2 L).
-        super()._initialize_weights(module)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VariantAttention):
-            module.reset_own_parameters()
-
-
-class VariantModel(ScaledInit, GPT2Model):
-    """`GPT2Model` with the attention of its blocks replaced by `attention_class` (None: GPT-2's own)."""
-
-    attention_class: type[VariantAttention] | None = None
-
-    def __init__(self, config: GPT2Config):
-        super().__init__(config)
-        if self.attention_class is not None:
-            for layer_idx, block in enumerate(self.h):
-                block.attn = self.attention_class(config, layer_idx=layer_idx)
-            self.post_init()  # initialises what was replaced
-
-
 class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     """`GPT2LMHeadModel` with `transformer_class` inside, and a loss that need not materialise the logits.
 
@@ -113,18 +86,29 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     """
 
     transformer_class: type[VariantModel] = VariantModel
+    # Stream -> how many tokens after the one that it predicts a prediction may see; of others, the past alone.
+    sees_ahead: Mapping[str, int] = MappingProxyType({})
+    head_class: type[nn.Linear] = LMHead  # of another class than LMHead, it is called for its logits
 
     def __init__(self, config: GPT2Config):
         # Not GPT2LMHeadModel's own __init__, which would build and initialise the stock blocks first.
         super(GPT2LMHeadModel, self).__init__(config)
+        self.loss_type = "ForCausalLM"  # transformers reads it off a class's name, and else says that it did not
         self.transformer = self.transformer_class(config)
-        self.lm_head = LMHead(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = self.head_class(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 
     @staticmethod
     def positions(num_tokens: int) -> int:
         """How many positions the blocks compute for a sequence of `num_tokens` training tokens."""
         return num_tokens
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Return what the variant has learned beside GPT-2's weights, to be drawn: title -> (L, columns); here nothing.
+
+        One row for each layer, read off the model's own modules.
+        """
+        return {}
 
     def compile_parts(self) -> None:
         """`torch.compile` each block, which is one compilation for all alike, and the elementwise part of the loss.
@@ -262,13 +246,23 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def loss_with_logits(
         self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
     ) -> CausalLMOutputWithCrossAttentions:
-        """Logits and the loss of `labels` (B, S) for `inputs`, both as `forward` takes them; here GPT-2's own.
+        """Logits and the loss of `labels` (B, S) for `inputs`, both as `forward` takes them; of one stream GPT-2's own.
 
         Args:
             about_loss: `num_items_in_batch`, and `shift_labels` and `ignore_index` where they were given.
         """
-        if about_loss["num_items_in_batch"] is None:
-            del about_loss["num_items_in_batch"]
+        items = about_loss.pop("num_items_in_batch")
+        if type(self).streams_of is not VariantLMHeadModel.streams_of:
+            self._check_own_loss(logits_to_keep)
+            outputs, streams = self.run_streams(inputs, labels, **about_loss)
+            scores = {name: score_targets(self.lm_head, *stream) for name, stream in streams.items()}
+            return CausalLMOutputWithCrossAttentions(
+                loss=self.mean_loss(scores, outputs, items),
+                logits=self.lm_head(outputs.last_hidden_state),
+                **beside_hidden_state(outputs),
+            )
+        if items is not None:
+            about_loss["num_items_in_batch"] = items
         return super().forward(labels=labels, logits_to_keep=logits_to_keep, return_dict=True, **inputs, **about_loss)
 
     def _check_own_loss(self, logits_to_keep: int | torch.Tensor) -> None:

@@ -16,6 +16,7 @@ Shape legend: B batch, S tokens, H heads, D head size, E = H * D, V vocabulary (
 
 import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
 
     config_class = DuoPredictGPT2Config
     transformer_class = DuoPredictGPT2Model
+    sees_ahead = MappingProxyType({"infill": 1})
 
     @staticmethod
     def positions(num_tokens: int) -> int:

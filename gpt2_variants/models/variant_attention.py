@@ -18,6 +18,12 @@ class VariantAttention(GPT2Attention):
         By `transformers.initialization`, whose functions leave alone what was loaded.
         """
 
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, keys and values (B, H, S, D) of `hidden_states` (B, S, E)."""
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
+        return query, key, value
+
     def place(
         self, query: torch.Tensor, key: torch.Tensor, first_slot: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +69,7 @@ class VariantAttention(GPT2Attention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, E) -> (B, S, E) and the attention weights, if the backend gives them."""
-        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
-        query, key, value = (x.view(heads).transpose(1, 2) for x in self.c_attn(hidden_states).split(self.embed_dim, 2))
+        query, key, value = self.project(hidden_states)
         cache = past_key_values if cache is None else cache
         if isinstance(cache, EncoderDecoderCache):
             cache = cache.self_attention_cache
