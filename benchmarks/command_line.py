@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt2_variants.faults import UsageError
+from gpt2_variants.variant_code import VariantError, find
 
 Plan = TypeVar("Plan")
 
@@ -60,6 +61,17 @@ class Checks:
         if unknown := [name for name in given if name not in known]:
             self.lines.append(f"--{option} {' '.join(unknown)}: not known; of {', '.join(known)}")
         return list(dict.fromkeys(given))
+
+    def variants(self, given: list[str]) -> list[str]:
+        """Those of `given` that are variants, of the package or of a file, once each; a fault for each that is none."""
+        found = []
+        for name in dict.fromkeys(given):
+            try:
+                find(name)
+                found.append(name)
+            except VariantError as err:
+                self.lines.append(f"--variants {err}")
+        return found
 
     def folder(self, option: str, path: Path | None) -> Path | None:
         """`path`; a fault where it is something else than a folder or nothing yet."""

@@ -20,6 +20,7 @@ import command_line
 import results_page
 from gpt2_variants.models.modeling_base import CACHE_NAME
 from gpt2_variants.registry import GPT2_VOCABULARY, SIZES, VARIANTS
+from gpt2_variants.variant_code import find
 from results_page import Column, Table
 
 REFERENCE = "gpt2"
@@ -69,7 +70,7 @@ def parse(argv: list[str] | None = None) -> Plan:
     """What the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
-    variants = checks.of("variants", given.variants, tuple(VARIANTS))
+    variants = checks.variants(given.variants)
     if given.size not in SIZES:
         checks.lines.append(f"--size {given.size}: not known; one of {', '.join(SIZES)}")
     if given.dtype not in ("bfloat16", "float32"):
@@ -92,7 +93,7 @@ def make_model(plan: Plan, variant: str, device: str) -> torch.nn.Module:
     """The variant with random weights, in eval mode."""
     vocabulary = NANO_VOCABULARY if plan.size == "nano" else GPT2_VOCABULARY
     positions = plan.prompt_length + plan.new_tokens
-    record = VARIANTS[variant]
+    record = find(variant)
     config = record.make_config(plan.size, vocabulary, positions, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     return record.model_class._from_config(config).to(device, plan.dtype).eval()

@@ -166,7 +166,7 @@ def parse(argv: list[str] | None = None) -> Plan:
         lines.append("--preset seed: there is no CUDA device, and a CPU takes minutes a step; use demo, or auto")
     if world_size() > 1:
         lines.append(f"WORLD_SIZE {world_size()}: one device is measured; start it with python, without a launcher")
-    variants = checks.of("variants", given.variants, tuple(VARIANTS))
+    variants = checks.variants(given.variants)
     if given.compare and not {"gpt2", "duo_predict"} & set(given.variants):
         lines.append("--compare: the references are those of gpt2 and duo_predict; name one of them in --variants")
     if given.dtype not in (None, "bfloat16", "float32"):
@@ -188,11 +188,10 @@ def parse(argv: list[str] | None = None) -> Plan:
     cases: list[Case] = []
     of_runs: dict[str, str] = {}  # what is wrong -> the line that says so; of several variants' lines the first
     for name in variants:
-        if name in VARIANTS:
-            try:
-                cases.append(_case(parse_run([*options, "--variant", name]), given.dtype))
-            except UsageError as err:
-                of_runs = {line.split(": ")[0]: line for line in err.lines} | of_runs
+        try:
+            cases.append(_case(parse_run([*options, "--variant", name]), given.dtype))
+        except UsageError as err:
+            of_runs = {line.split(": ")[0]: line for line in err.lines} | of_runs
     if lines := lines + list(of_runs.values()):
         raise UsageError(lines)
     if any(case.name == "gpt2" for case in cases):
@@ -205,7 +204,7 @@ def parse(argv: list[str] | None = None) -> Plan:
 
 def _case(run: Options, dtype: str | None) -> Case:
     vocabulary = NANO_VOCABULARY if run.size == "nano" else GPT2_VOCABULARY
-    case = Case(run.variant, run, vocabulary, dtype or "bfloat16", what=run.spec.summary)
+    case = Case(run.spec.name, run, vocabulary, dtype or "bfloat16", what=run.spec.summary)
     stated = resolve_ds_config(run, world_size(), run.max_steps or 1).get("bf16", {}).get("enabled")
     return case if dtype or stated else replace(case, dtype="float32")
 

@@ -491,7 +491,7 @@ def _notes(group: Group, baseline: Group, same_machine: bool) -> list[str]:
     if per_step[0] and per_step[1] and not math.isclose(per_step[0], per_step[1], rel_tol=0.01):
         notes.append(f"A step has {per_step[0]:,.0f} and {per_step[1]:,.0f} tokens.")
     # of data set, tokenizer and block size more is said than that they differ
-    apart = {"block_size", "dataset", "tokenizer"} | _own_fields(ours.variant)
+    apart = {"block_size", "dataset", "tokenizer"} | _own_fields(ours)
     if ours.block_size != theirs.block_size:
         apart |= {"total_steps", "warmup_steps"}  # that the same data make more steps of shorter blocks is no setting
     if names := [name for name in differing(ours, theirs) if name not in apart]:
@@ -519,8 +519,6 @@ def _notes_on_schedules(group: Group, baseline: Group, at: str, found: Differenc
     ]
 
 
-def _own_fields(variant: str) -> set[str]:
-    """The config fields that the variant has and the baseline has not; none for a variant that is not known."""
-    if variant not in VARIANTS:
-        return set()
-    return {*VARIANTS[variant].config_fields()} - {*VARIANTS[BASELINE].config_fields()}
+def _own_fields(run: SavedRun) -> set[str]:
+    """The config fields that the variant of `run` has and the baseline has not, and what tells the variant itself."""
+    return {"variant_code", *(run.plan.get("model") or {})} - {*VARIANTS[BASELINE].config_fields()}

@@ -1,9 +1,6 @@
 """What a run hands on: a folder that `from_pretrained` loads without this package."""
 
-import copy
 import hashlib
-import itertools
-import json
 import os
 import pickle
 import shlex
@@ -13,113 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
-
 from . import hub_client, network
 from .config.options import Options
+from .config.saved_run import run_folder_of
 from .data import open_tokenizer
+from .export import export
 from .faults import UsageError
 from .folders import new_folder_faults
 from .model_card import write_card
 from .pictures import save_png
 from .records import RunRecord
-from .registry import VARIANTS, Variant
 from .report import plot
 from .training import checkpoint
-
-MASK_TOKEN = "<|MASK|>"
-
-
-def export(
-    variant: Variant,
-    config: GPT2Config,
-    state_dict: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    block_size: int,
-    folder: Path,
-) -> None:
-    """Write float32 safetensors, configs, tokenizer and model code to `folder`, whole or not at all.
-
-    Args:
-        state_dict: name -> weight, without the tied `lm_head.weight`.
-        tokenizer: the data's; gets `<|MASK|>` with the id that the model has for it, where it has one.
-        block_size: tokens per training sequence; the tokenizer's `model_max_length`, since the model may have more
-            positions than were ever trained.
-
-    Raises:
-        ValueError: `state_dict` lacks a weight of the model or has one too many.
-    """
-    config = copy.deepcopy(config)
-    config.use_cache = True
-    config.dtype = torch.float32
-    if auto_classes := variant.auto_classes():
-        config.auto_map = {
-            auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in auto_classes.items()
-        }
-    with torch.device("meta"):
-        model = _exported_class(variant)(config)
-    missing, unexpected = model.load_state_dict(state_dict, strict=False, assign=True)
-    if set(missing) - {"lm_head.weight"} or unexpected:
-        raise ValueError(f"weights do not fit {variant.name}: missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    disable_progress_bar()
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = block_size
-    tokenizer.save_pretrained(aside)
-    if (mask_token_id := getattr(config, "mask_token_id", None)) is not None:
-        _add_mask(tokenizer, mask_token_id, aside)
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _add_mask(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, folder: Path) -> None:
-    """Give the tokenizer saved in `folder` a mask token with exactly this id, or say why it cannot have one."""
-    if tokenizer.mask_token_id == mask_token_id:
-        return
-    vocabulary = tokenizer.get_vocab()
-    if mask_token_id in vocabulary.values():
-        token = tokenizer.convert_ids_to_tokens(mask_token_id)
-        print(f"note: the exported tokenizer names no mask token: id {mask_token_id} is its {token!r}", file=sys.stderr)
-        return
-    names = itertools.chain([MASK_TOKEN], (f"<|MASK_{i}|>" for i in itertools.count(1)))
-    name = next(name for name in names if name not in vocabulary)
-    added = copy.deepcopy(tokenizer)
-    added.add_special_tokens({"mask_token": name})
-    if added.mask_token_id != mask_token_id:
-        # It was numbered by the count of tokens, which gaps in the ids leave behind. As an entry of the tokenizer's
-        # model it has the id that is written there; so must the other added tokens, or they would be numbered anew.
-        file = folder / "tokenizer.json"
-        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if isinstance(entries := state.get("model", {}).get("vocab"), dict):
-            entries |= vocabulary | {name: mask_token_id}
-            file.write_text(json.dumps(state, ensure_ascii=False, indent=2), encoding="utf-8")
-            added = open_tokenizer(str(folder))
-            added.add_special_tokens({"mask_token": name})
-    if added.mask_token_id == mask_token_id:
-        added.save_pretrained(folder)
-    else:
-        print(
-            f"note: the exported tokenizer names no mask token: it cannot give one the model's id {mask_token_id}, "
-            "since it numbers its tokens without gaps",
-            file=sys.stderr,
-        )
-
-
-def _exported_class(variant: Variant) -> type[GPT2LMHeadModel]:
-    """The class to save as: with its code, or transformers' own where it has the `model_type`."""
-    if variant.config_class.model_type == GPT2Config.model_type:
-        return GPT2LMHeadModel
-    variant.config_class.register_for_auto_class()
-    variant.model_class.register_for_auto_class("AutoModelForCausalLM")
-    return variant.model_class
+from .variant_code import VariantError, of_run
 
 
 def finish(run: Options, trained: Any) -> None:
@@ -127,7 +30,8 @@ def finish(run: Options, trained: Any) -> None:
     folder = Path(run.output_dir)
     record = RunRecord(folder, writes=True)
     try:
-        export(run.spec, trained.config, trained.state_dict, trained.tokenizer, run.block_size, folder / "model")
+        variant = of_run(folder, record.facts["plan"])  # as it was trained, whatever became of its file
+        export(variant, trained.config, trained.state_dict, trained.tokenizer, run.block_size, folder / "model")
     except BaseException as err:
         record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
         raise
@@ -252,7 +156,10 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         raise UsageError(lines)
     manifest = checkpoint.read_manifest(chosen)
     identity = manifest["identity"]
-    variant = VARIANTS[identity["variant"]]
+    try:
+        variant = of_run(run_folder_of(chosen) or chosen, manifest.get("plan", identity))
+    except VariantError as err:
+        raise UsageError([f"--checkpoint {source}: {err}"]) from err
     described = chosen / checkpoint.MODEL
     try:
         weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])

@@ -15,7 +15,9 @@ from transformers.utils import logging
 from .data import DataError, default_split, encode, load_tokens, open_tokenizer
 from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
 from .faults import UsageError
-from .registry import VARIANTS
+from .records import read_facts
+from .registry import VARIANTS, Variant
+from .variant_code import VariantError, find, of_run
 
 if TYPE_CHECKING:
     from .models.modeling_base import VariantLMHeadModel
@@ -25,7 +27,7 @@ class SavedModel:
     """A model folder: an export of this package, a published checkpoint of a variant, or a stock GPT-2.
 
     The weights are read when they are first needed, so that the faults of a call can be told before. No code of the
-    folder is run: the classes are this package's.
+    folder is run unless it is asked for: the classes are this package's, or those of a user's own file.
 
     Attributes:
         config: the model's.
@@ -35,20 +37,30 @@ class SavedModel:
         device: "cuda" where there is one, else "cpu".
     """
 
-    def __init__(self, folder: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        trust_remote_code: bool = False,
+    ):
         """Read config and tokenizer.
 
         Args:
             folder: holds config.json, the weights and, usually, the tokenizer.
             tokenizer: a folder or a Hub id; None: `folder`.
             dtype: of the weights.
+            variant: the file or module of a user's own variant that the model is of, as `--variant` names it. None:
+                one of the package, or the copy that the run keeps whose `model/` this is.
+            trust_remote_code: run the model's code that lies in `folder`.
 
         Raises:
-            UsageError: no model there, a model that is none of `VARIANTS`, or no tokenizer for it.
+            UsageError: no model there, a model whose code is not known, or no tokenizer for it.
         """
         self.folder, self.dtype = folder, dtype
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model_class = _model_class(folder)
+        self._model_class = _model_class(folder, variant, trust_remote_code)
         try:
             self.config = self._model_class.config_class.from_pretrained(folder)
         except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
@@ -183,17 +195,45 @@ class SavedModel:
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
-def _model_class(folder: Path) -> "type[VariantLMHeadModel]":
+def _model_class(folder: Path, variant: str | None, trust_remote_code: bool) -> "type[VariantLMHeadModel]":
     if not (folder / "config.json").is_file():
         raise UsageError([f"--model {folder}: no exported model there (no config.json)"])
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
     except (ValueError, KeyError, TypeError):
         raise UsageError([f"--model {folder}: config.json names no model_type"]) from None
-    classes = {variant.config_class.model_type: variant.model_class for variant in VARIANTS.values()}
-    if model_type not in classes:
-        raise UsageError([f"--model {folder}: is of the type {model_type}; models of {', '.join(classes)} can be used"])
-    return classes[model_type]
+    own = _own_variant(folder, variant)
+    records = [*VARIANTS.values(), *([own] if own else [])]
+    classes = {record.config_class.model_type: record.model_class for record in records}
+    if model_type in classes:
+        return classes[model_type]
+    code = (config.get("auto_map") or {}).get("AutoModelForCausalLM")
+    if trust_remote_code and code:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(code, folder)
+    cure = f"models of {', '.join(classes)} can be used"
+    if code:
+        cure += (
+            "; of another, give --variant with the file that it was trained from, or --trust_remote_code to run the "
+        )
+        cure += f"code in {folder}"
+    raise UsageError([f"--model {folder}: is of the type {model_type}; {cure}"])
+
+
+def _own_variant(folder: Path, variant: str | None) -> Variant | None:
+    """The user's own variant that is named, or that the run of the model in `folder` keeps a copy of."""
+    try:
+        if variant is not None:
+            return find(variant)
+        run = folder.absolute().parent
+        plan = read_facts(run).get("plan", {}) if (run / "run.json").is_file() else {}
+        return of_run(run, plan) if plan.get("variant_code") else None
+    except VariantError as err:
+        raise UsageError([f"--variant {err}"]) from err
+    except ValueError as err:
+        raise UsageError([f"--model {folder}: {err}"]) from err
 
 
 def _line(err: Exception) -> str:

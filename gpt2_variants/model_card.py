@@ -8,7 +8,8 @@ from typing import Any
 from .config.saved_plan import saved_plan
 from .data import SourceName, source_name
 from .records import read_facts
-from .registry import VARIANTS, Variant
+from .registry import Variant
+from .variant_code import of_run
 
 LICENSE = "apache-2.0"
 FIGURES = ("perplexity", "loss", "accuracy")
@@ -24,9 +25,9 @@ def write_card(run_folder: Path, name: str, pictures: list[tuple[str, str]]) -> 
     """
     facts = read_facts(run_folder)
     plan = saved_plan(run_folder, facts)
-    variant, source = VARIANTS[plan["variant"]], source_name(plan["dataset"])
+    variant, source = of_run(run_folder, plan), source_name(plan["dataset"])
     parts = [
-        f"---\n{_metadata(facts, plan, source, name)}\n---",
+        f"---\n{_metadata(facts, plan, variant, source, name)}\n---",
         f"# {name.split('/')[-1]}",
         f"A GPT-2 variant, `{variant.name}`, trained with gpt2_variants: {variant.summary}.",
         _idea(variant),
@@ -43,11 +44,11 @@ def write_card(run_folder: Path, name: str, pictures: list[tuple[str, str]]) -> 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(facts: dict[str, Any], plan: dict[str, Any], source: SourceName, name: str) -> str:
+def _metadata(facts: dict[str, Any], plan: dict[str, Any], variant: Variant, source: SourceName, name: str) -> str:
     """YAML by which the Hub shows task, data set and evaluation results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    variant, start = VARIANTS[plan["variant"]], plan.get("init_from")
+    start = plan.get("init_from")
     results = []
     for stream, task, task_name in (
         ("eval_", "text-generation", "next token"),

@@ -4,6 +4,7 @@ A picture is of what the model computes with, read off its own modules. A plain 
 no function here knows.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,7 @@ def pictures_of(model_folder: Path) -> list[Picture]:
     saved = SavedModel(model_folder)
     # Beside a training that has just ended the GPU may be full; the pictures need little.
     saved.device = "cpu"
-    make = MAKERS.get(saved.config.model_type)
-    return make(saved) if make else []
+    return MAKERS.get(saved.config.model_type, _learned)(saved)
 
 
 def save_png(model_folder: Path, into: Path) -> list[tuple[str, str]]:
@@ -140,6 +140,19 @@ def visibility(num_tokens: int, neighbour: bool) -> Any:
 
 
 # --- the pictures of each kind of model -------------------------------------------------------------------------------
+
+
+def _learned(saved: SavedModel) -> list[Picture]:
+    """A heat map of each of the tensors (L, columns) that a user's own variant says it learned."""
+    return [
+        Picture(
+            name=f"learned-{number}",
+            title=title,
+            caption=f"{title}, by layer, as the model's `learned` gives it.",
+            draw=functools.partial(_heatmap, values.detach().float(), title),
+        )
+        for number, (title, values) in enumerate(saved.model.learned().items(), start=1)
+    ]
 
 
 def _drift_diffusion(saved: SavedModel) -> list[Picture]:

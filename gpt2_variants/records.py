@@ -7,6 +7,7 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 - `plan`: what the run is, every field of `config.plan.Plan` with its value.
 - `asked`: option -> value, what was asked for on the command line, and the preset.
 - `options`: all options with their values as resolved; `deepspeed_json`: the DeepSpeed JSON as it was given.
+- `variant_check`: of a variant from a user's file, promise -> how it was answered before the first step.
 - `variant`, `data`, `data_fingerprint`, `num_parameters`, `flops_per_token`: of the plan.
 - `data_notes`: which files were read and which were not, the column taken, what was dropped.
 - `unigram_perplexity`, `versions`, `git_commit`: of the data, the packages and the code.

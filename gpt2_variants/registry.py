@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import GPT2Config, GPT2PreTrainedModel
 
     from .models.modeling_base import VariantLMHeadModel
+    from .variant_code import VariantCode
 
 GPT2_VOCABULARY = 50_257
 
@@ -32,28 +34,32 @@ class Variant:
         name: as on the command line.
         family: the idea it belongs to; groups runs in W&B and in reports.
         summary: one line, for `list` and the README.
-        module: the file under `models/`.
-        model: its ...LMHeadModel class.
+        model: its ...LMHeadModel class, or, of `module`, that class's name.
+        module: the file under `models/`, of the package's own variants.
         overrides: the config fields that make this variant of its family.
         block_size: tokens per training sequence in the published recipe.
         extra_vocabulary: entries the model needs beside the tokenizer's.
         medium_parameters: what `num_parameters()` counts, where it is stated; `list` then needs no model.
+        code: the user's file that brings it; None: the package itself does.
     """
 
     name: str
     family: str
     summary: str
-    module: str
-    model: str
-    overrides: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))
+    model: "str | type[VariantLMHeadModel]"
+    module: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     block_size: int = 1024
     extra_vocabulary: int = 0
     medium_parameters: int | None = None
+    code: "VariantCode | None" = None
 
     @property
     def model_class(self) -> "type[VariantLMHeadModel]":
         """The ...LMHeadModel class, known to transformers' Auto classes. Imports torch and transformers."""
-        return _registered_class(self.module, self.model)
+        if isinstance(self.model, str):
+            return _class_named(self.module, self.model)
+        return _registered(self.model)  # type: ignore[arg-type]  # mypy takes the class for its instances
 
     @property
     def config_class(self) -> "type[GPT2Config]":
@@ -111,11 +117,16 @@ class Variant:
 
 
 @functools.cache
-def _registered_class(module: str, name: str) -> "type[VariantLMHeadModel]":
-    """The class `name` of `models/<module>.py`, registered with the Auto classes when it is first asked for."""
+def _class_named(module: str | None, name: str) -> "type[VariantLMHeadModel]":
+    """The class `name` of `models/<module>.py`."""
+    return _registered(getattr(importlib.import_module(f"{__package__}.models.{module}"), name))
+
+
+@functools.cache
+def _registered(model_class: "type[VariantLMHeadModel]") -> "type[VariantLMHeadModel]":
+    """`model_class`, registered with the Auto classes when it is first asked for."""
     import transformers
 
-    model_class = getattr(importlib.import_module(f"{__package__}.models.{module}"), name)
     config_class = model_class.config_class
     for auto, loaded in _auto_classes(model_class).items():
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

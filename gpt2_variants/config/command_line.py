@@ -161,7 +161,7 @@ def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
     except UsageError as err:
         raise UsageError(lines + err.lines) from None
     if given["variant"] is None and "variant" not in values:
-        lines.append(f"--variant is required: one of {', '.join(VARIANTS)}")
+        lines.append(f"--variant is required: one of {', '.join(VARIANTS)}, or a file of your own")
     if "variant" not in values:
         raise UsageError(lines)
     options = resolve(Options(**values))

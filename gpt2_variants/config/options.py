@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from .. import warm_start
+from .. import variant_code, warm_start
 from ..data import Reading
 from ..registry import SIZES, VARIANTS, Variant
 from ..trackers.registry import TRACKERS, parse_names
@@ -46,7 +46,10 @@ class Options:
     As parsed, None means "not asked for"; `resolve` fills in what the preset says.
     """
 
-    variant: str = option(group="model", help="`python -m gpt2_variants list` says more", choices=tuple(VARIANTS))
+    variant: str = option(
+        group="model",
+        help=f"{', '.join(VARIANTS)}, or one of your own: path/to/idea.py or package.module, with :NAME of several",
+    )
     preset: str = option(
         "auto",
         group="what to train",
@@ -76,6 +79,9 @@ class Options:
     init_from: str = option(
         group="model",
         help="start from a trained GPT-2 or the same variant: a folder or a Hub id; shape and tokenizer are its own",
+    )
+    check: bool = option(
+        True, group="model", help="of a variant from a file, ask for what `check --quick` asks before it trains"
     )
     attn_implementation: str = option(
         "sdpa",
@@ -159,7 +165,7 @@ class Options:
     @property
     def spec(self) -> Variant:
         """The variant's record."""
-        return VARIANTS[self.variant]
+        return variant_code.find(self.variant)
 
     @property
     def reading(self) -> Reading:
@@ -201,6 +207,9 @@ def checked(f: dataclasses.Field, value: Any) -> Any:
     """
     if f.name == "report_to":
         return parse_names(value)
+    if f.name == "variant":
+        variant_code.find(value)
+        return value
     choices = f.metadata["choices"]
     if choices is not None:
         if value in choices:

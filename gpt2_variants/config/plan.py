@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data import Data
 from ..measuring import flops_per_token
-from ..registry import VARIANTS, Variant
+from ..registry import Variant
+from ..variant_code import known
 from . import optimizer_json
 from .deepspeed_json import compiles, resolve_ds_config, zero_stage
 from .options import Options
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 CADENCE = ("eval_steps", "save_steps", "logging_steps", "save_total_limit", "report_to")
 # How the same global batch is shared out among the ranks.
 SHARE = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
-# Told by other fields too: the data by their fingerprint, the shape by the model's own fields.
-TOLD_ELSEWHERE = ("dataset", "tokenizer", "data", "training_blocks", "validation_blocks", "steps_per_epoch", "size")
+# Told by other fields too: a variant's file by its digest, data by their fingerprint, the shape by the model's fields.
+TOLD_ELSEWHERE = tuple(
+    "variant_file dataset tokenizer data training_blocks validation_blocks steps_per_epoch size".split()
+)
 # Sections of a DeepSpeed JSON that decide numbers, beside those that have a field of their own.
 NUMERIC = (
     "communication_data_type prescale_gradients gradient_predivide_factor data_types torch_autocast "
@@ -43,7 +46,9 @@ class Plan:
     """Everything that decides a run's weights, its cost or the order of its data, each with its real value.
 
     Attributes:
-        variant: a name of the registry.
+        variant: its name.
+        variant_file, variant_code: of a variant from a user's file, the file's name, and the SHA-256 of it and of the
+            files that it imports beside it.
         size: the name of the size that was asked for or preset; the shape stands in `model`.
         model: config field -> value, every one that the variant has.
         init_from: the model that the run starts from; None: from random weights.
@@ -74,6 +79,8 @@ class Plan:
     """
 
     variant: str
+    variant_file: str | None
+    variant_code: str | None
     size: str | None
     model: dict[str, Any]
     init_from: str | None
@@ -121,7 +128,7 @@ class Plan:
     @property
     def spec(self) -> Variant:
         """The variant's record."""
-        return VARIANTS[self.variant]
+        return known(self.variant, self.variant_code)
 
     def model_config(self) -> "GPT2Config":
         """The model's config, made anew."""
@@ -133,6 +140,7 @@ class Plan:
         """What must be the same to go on from a checkpoint: it decides the weights so far and the order of the data."""
         return {
             "variant": self.variant,
+            **({"variant_code": self.variant_code} if self.variant_code else {}),
             "model": self.model,
             "init_from": self.init_from,
             "data": self.data_fingerprint,
@@ -158,6 +166,8 @@ def recipe(plan: dict[str, Any]) -> dict[str, Any]:
     left_out = {"seed", "chosen", "ds_config", *CADENCE, *SHARE, *TOLD_ELSEWHERE}
     if plan.get("load_best_model_at_end"):
         left_out.discard("eval_steps")  # the choice is among the evaluations
+    if plan.get("variant_code") is None:
+        left_out.add("variant_code")  # plans of before have no such field
     return {name: value for name, value in plan.items() if name not in left_out}
 
 
@@ -175,15 +185,18 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
     steps_per_epoch = math.ceil(data.training_blocks / batch_size)
     total_steps = options.max_steps or math.ceil((options.num_train_epochs or 1) * steps_per_epoch)
     ds = resolve_ds_config(options, world, total_steps)
-    model = options.spec.on_meta(config)
+    spec = options.spec
+    model = spec.on_meta(config)
     parameters, zero = model.num_parameters(), ds.get("zero_optimization", {})
     params = ds["optimizer"]["params"]
     scheduler = ds.get("scheduler", {"type": "constant"})
     micro = ds["train_micro_batch_size_per_gpu"]
     return Plan(
-        variant=options.variant,
+        variant=spec.name,
+        variant_file=spec.code.file if spec.code else None,
+        variant_code=spec.code.digest if spec.code else None,
         size=options.size,
-        model={name: getattr(config, name) for name in (*options.spec.config_fields(), "bos_token_id", "eos_token_id")},
+        model={name: getattr(config, name) for name in (*spec.config_fields(), "bos_token_id", "eos_token_id")},
         init_from=options.init_from,
         num_parameters=parameters,
         flops_per_token=flops_per_token(

@@ -49,7 +49,7 @@ def resolve(options: Options) -> Options:
     if not options.asked:  # made by a program, not by the command line
         filled["asked"] = {f.name: value for f in option_fields() if (value := getattr(options, f.name)) != f.default}
     filled["model_args"] = {**base.get("model_args", {}), **(options.model_args or {})}
-    filled["output_dir"] = options.output_dir or f"runs/{options.variant}"
+    filled["output_dir"] = options.output_dir or f"runs/{options.spec.name}"
     return replace(options, preset=preset, **filled)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..faults import UsageError
 from ..ranks import world_size
 from ..records import asked_options, read_facts
+from ..variant_code import file_in_run, find
 from .options import checked, option_fields
 
 # What each start says for itself.
@@ -68,7 +69,7 @@ def _run_to_go_on_with(values: dict[str, Any]) -> Path | None:
         return None
     if resume != "auto":
         return run_folder_of(Path(resume).absolute())
-    folder = Path(values.get("output_dir") or f"runs/{values.get('variant')}")
+    folder = Path(values.get("output_dir") or f"runs/{find(values['variant']).name if 'variant' in values else None}")
     if (folder / "run.json").is_file():
         return folder
     if "variant" not in values:
@@ -79,10 +80,13 @@ def _run_to_go_on_with(values: dict[str, Any]) -> Path | None:
 def _saved_options(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Option -> value, what was asked of the run in `folder`. Raises ValueError for a value that is none."""
     fields = {f.name: f for f in option_fields() if f.name not in OF_ONE_START}
+    asked = asked_options(facts)
+    if own := file_in_run(folder, facts.get("plan", {})):
+        asked["variant"] = own
     try:
         return {
             name: value if fields[name].type is dict else checked(fields[name], value)
-            for name, value in asked_options(facts).items()
+            for name, value in asked.items()
             if name in fields
         }
     except ValueError as err:

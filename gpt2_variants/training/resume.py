@@ -16,7 +16,7 @@ from . import checkpoint
 # Parameters of a schedule that other fields of a plan tell too.
 _OF_SCHEDULE = ("warmup_max_lr", "warmup_num_steps", "total_num_steps")
 # The option by which each part of the identity is asked for, where its name does not say it.
-_ASKED_BY = {"precision": "bf16", "optimizer": "deepspeed_config", "data": "dataset"}
+_ASKED_BY = {"precision": "bf16", "optimizer": "deepspeed_config", "data": "dataset", "variant_code": "variant"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def _contradictions(path: Path, manifest: dict[str, Any], plan: Plan) -> list[st
         if name in own_names or name not in saved or saved[name] == value:
             continue
         before = saved.get("dataset", "other data") if name == "data" else saved[name]
-        if name == "data":
+        if name == "variant_code":
+            value, before = plan.variant_file, "another content of it; the run's own copy lies in its code/"
+        elif name == "data":
             value = now["dataset"]
             same_name = "; its text, its tokenizer or its cutting has changed since" if before == value else ""
             before = f"the training data of {before}{same_name}"
