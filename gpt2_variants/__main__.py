@@ -44,6 +44,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("train", "--variant NAME [options]", help="train a variant, as train_ds.py does")  # `main` hands it on
     add("list", "", help="the variants that can be trained")
 
+    check = add("check", "NAME|FILE [--quick] [--json]", help="whether a variant keeps what every variant promises")
+    check.add_argument("variant", metavar="NAME|FILE", help="a variant of the package, or a file or module of your own")
+    check.add_argument("--quick", action="store_true", help="in some 20 seconds: fewer positions, modes and promises")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+
     generate = add(
         "generate", "--model FOLDER --prompt TEXT [options]", help="continue a prompt with an exported model"
     )
@@ -155,6 +160,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="FOLDER", type=Path, required=True, help="a model folder, such as runs/duo_predict/model"
     )
     parser.add_argument("--tokenizer", metavar="NAME", help="a folder or a Hub id (default: the model's folder)")
+    parser.add_argument(
+        "--variant", metavar="FILE", help="the file or module of a variant of your own (default: the run's copy of it)"
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that lies in the model folder, of any author"
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +235,29 @@ def _list(_: argparse.Namespace) -> None:
     print("* at GPT-2 Medium size, with GPT-2's vocabulary")
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from .contract import BROKEN, Subject, ask, keeps_all, listed
+    from .variant_code import VariantError, find
+
+    try:
+        subject = Subject(find(arguments.variant), arguments.quick)
+    except VariantError as err:
+        raise UsageError([str(err)]) from err
+    answers = []
+    for answer in ask(subject):
+        answers.append(answer)
+        if not arguments.json:
+            print(listed(answer), flush=True)
+    kept = keeps_all(answers)
+    if arguments.json:
+        about = {"variant": subject.variant.name, "quick": arguments.quick, "kept": kept}
+        print(json.dumps({**about, "promises": [dataclasses.asdict(answer) for answer in answers]}))
+    else:
+        broken, seconds = sum(answer.state == BROKEN for answer in answers), sum(a.seconds for a in answers)
+        print(f"\n{subject.variant.name}: {f'{broken} broken' if broken else 'nothing broken'}, {seconds:.0f} s")
+    return 0 if kept else 1
+
+
 def _generate(arguments: argparse.Namespace) -> None:
     from .inference import SavedModel, surprise_table
 
@@ -238,7 +272,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     }
     numbers = {name: _number(arguments, name, *rule, faults) for name, rule in options.items()}
     try:
-        saved = SavedModel(arguments.model, arguments.tokenizer)
+        saved = SavedModel(
+            arguments.model,
+            arguments.tokenizer,
+            variant=arguments.variant,
+            trust_remote_code=arguments.trust_remote_code,
+        )
         prompt = saved.encode(arguments.prompt)
         if numbers["max_new_tokens"] == 0 and prompt.shape[1] < 2:
             faults.append("--show_surprise: the prompt is one token; at least 2 are needed, or --max_new_tokens 1")
@@ -266,7 +305,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     faults: list[str] = []
     saved, most, allowed = None, math.inf, "2 or more is allowed"
     try:
-        saved = SavedModel(arguments.model, arguments.tokenizer, getattr(torch, arguments.dtype))
+        dtype, trusts = getattr(torch, arguments.dtype), arguments.trust_remote_code
+        saved = SavedModel(arguments.model, arguments.tokenizer, dtype, arguments.variant, trusts)
         most = saved.config.n_positions
         allowed = f"2 to the model's {most} positions is allowed"
     except UsageError as err:
@@ -365,6 +405,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 COMMANDS = {
     "list": _list,
+    "check": _check,
     "data": _data,
     "generate": _generate,
     "evaluate": _evaluate,

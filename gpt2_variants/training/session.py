@@ -10,11 +10,12 @@ from pathlib import Path
 
 from transformers import GPT2Config
 
-from .. import hub_client, nodes, warm_start
+from .. import hub_client, nodes, variant_code, warm_start
 from ..config.deepspeed_json import find_ds_config
 from ..config.options import Options
 from ..config.plan import Plan, as_dict, facts_of, make_plan
 from ..config.resolve import load_data
+from ..contract import BROKEN, KEPT, Subject, ask, keeps_all
 from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
@@ -53,11 +54,14 @@ def train(options: Options) -> Trained:
     if _nothing_left(folder, plan, start):
         return Trained(exit_code=0, config=config, tokenizer=data.tokenizer)
     warm = _warm_start(options, config) if start.checkpoint is None else None
+    checked = decided_by_rank_0(functools.partial(_check, options, plan, start))
     if options.push_to_hub:
         decided_by_rank_0(functools.partial(_claim_repository, options))
     lock = FolderLock(folder)
     decided_by_rank_0(functools.partial(_lock, lock))
     record = _open_record(options, plan, data, start)
+    if checked is not None:
+        record.update(variant_check=checked)
     if warm is not None:
         record.update(warm_start=str(warm))
     stopper.when_stuck(functools.partial(_say_stuck, record))
@@ -133,6 +137,38 @@ def _warm_start(options: Options, config: GPT2Config) -> WarmStart | None:
     return warm
 
 
+def _check(options: Options, plan: Plan, start: Start) -> dict[str, str] | None:
+    """Ask a user's own variant for its promises: name -> answer; None where that was done already, or is not needed.
+
+    Raises:
+        UsageError: one is broken.
+    """
+    variant = plan.spec
+    if variant.code is None or start.checkpoint is not None:
+        return None
+    if not options.check:
+        print(f"--no-check: whether {variant.name} keeps the promises of a variant was not asked", file=sys.stderr)
+        return {"asked": "nothing, by --no-check"}
+    answers = list(ask(Subject(variant, quick=True)))
+    if not keeps_all(answers):
+        raise UsageError(
+            [
+                f"--variant {options.variant}: broken: {answer.title}: {answer.finding}; correct it, or train it all "
+                "the same by --no-check"
+                for answer in answers
+                if answer.state == BROKEN
+            ]
+        )
+    seconds = sum(answer.seconds for answer in answers)
+    kept = sum(answer.state == KEPT for answer in answers)
+    print(
+        f"{options.variant}: keeps {kept} promises ({seconds:.0f} s); python -m gpt2_variants check "
+        f"{options.variant} asks for all",
+        file=sys.stderr,
+    )
+    return {answer.promise: answer.state for answer in answers}
+
+
 def _claim_repository(options: Options) -> None:
     """Make the Hub repository that the run will be pushed to: the proof that it can be. Raises `UsageError`."""
     try:
@@ -184,4 +220,6 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         starts=[*record.facts.get("starts", []), this_start],
     )
     record.write_json("ds_config.json", plan.ds_config)
+    if plan.spec.code is not None:
+        plan.spec.code.copy_to(record.path.parent / variant_code.FOLDER)
     return record
