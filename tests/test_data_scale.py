@@ -632,18 +632,18 @@ def test_both_ways_of_the_benchmark_prepare_the_same_text(benchmark, tmp_path, t
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     source = write_text(tmp_path / "a.txt", make_text(2000))
     asked = (source, str(tmp_path / "tokenizer"), 16, 1)
-    ours, theirs = (way(*asked, tmp_path / name) for name, way in benchmark.WAYS.items())
+    ours, theirs = (way(*asked, tmp_path / name) for name, way in benchmark.preparing.WAYS.items())
     assert 0.9 < ours / theirs < 1, "5 % of the rows are held out of ours, the rest of each 1,000 dropped of theirs"
 
 
 def test_ratios_of_the_benchmark_are_of_the_same_round(benchmark):
     runs = {"seconds": 4.0, "start_seconds": 0.1, "bytes": 100}
     found = {"ours": [runs, runs | {"seconds": 8.0}], "run_clm": [runs | {"seconds": 8.0, "bytes": 400}] * 2}
-    row = benchmark._preparing_row(12_000_000, 2, found)
+    row = benchmark.preparing._row(12_000_000, 2, found)
     assert (row["ours_megabytes_per_second"], row["run_clm_megabytes_per_second"]) == (2, 1.5)
     assert (row["speed"], row["memory"], row["start"]) == (1.5, 0.25, 1)
     unknown = {way: [run | {"bytes": 0} for run in each] for way, each in found.items()}
-    assert benchmark._preparing_row(12_000_000, 2, unknown)["memory"] is None
+    assert benchmark.preparing._row(12_000_000, 2, unknown)["memory"] is None
 
 
 @pytest.mark.slow

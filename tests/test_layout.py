@@ -14,22 +14,25 @@ PACKAGE = ROOT / "gpt2_variants"
 MAY_IMPORT = {
     "__init__": {"registry"},
     "__main__": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
-    | {"train_command"},
+    | {"train_command", "contract", "variant_code"},
     "train_command": {"config", "faults", "ranks", "dry_run", "training", "hub", "report"},
-    "registry": {"models"},  # for their types only: `import gpt2_variants` needs no torch of it
+    "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
     "hub_client": {"network"},
     "prepared_data": {"data", "network", "hub_client", "faults", "folders"},
     "warm_start": {"registry", "network"},
-    "config": {"registry", "data", "warm_start", "nodes", "hub_client", "trackers"}
+    "variant_code": {"registry", "models"},
+    "config": {"registry", "variant_code", "data", "warm_start", "nodes", "hub_client", "trackers"}
     | {"faults", "folders", "measuring", "ranks", "records"},
+    "contract": {"registry", "variant_code", "models", "export", "measuring"},
+    "export": {"registry", "data"},
     "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
-    | {"faults", "folders", "measuring", "ranks", "records"},
+    | {"variant_code", "contract", "faults", "folders", "measuring", "ranks", "records"},
     "trackers": {"network", "folders"},
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
-    | {"faults", "folders", "records"},
-    "model_card": {"registry", "data", "config", "records"},
-    "inference": {"registry", "data", "evaluation", "faults", "models"},
+    | {"variant_code", "export", "faults", "folders", "records"},
+    "model_card": {"registry", "variant_code", "data", "config", "records"},
+    "inference": {"registry", "variant_code", "records", "data", "evaluation", "faults", "models"},
     "comparison": {"registry", "config", "faults", "records", "trackers"},
     "drawing": {"faults"},
     "pictures": {"data", "drawing", "inference", "models", "faults"},
@@ -117,6 +120,7 @@ def test_models_are_flat_and_import_the_base_and_ops_only():
 DEEPSPEED_MODULES = {
     "config/deepspeed_json.py": {"deepspeed.runtime.config"},
     "config/optimizer_json.py": {"deepspeed.runtime", "deepspeed.runtime.config", "deepspeed.utils"},
+    "contract/two_ranks.py": {"deepspeed"},  # small models, to set its stages side by side
     "dry_run.py": {"deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2"},
 }
 

@@ -16,7 +16,7 @@ from gpt2_variants.records import RunRecord
 from gpt2_variants.training.checkpoint import read_manifest
 
 DATA = DataFacts(1000, 50, "my.txt: 1,000 blocks; tokenizer builtin, 4,000 entries", "a print")
-MAY_BE_NONE = {"size", "init_from", "apex"}
+MAY_BE_NONE = {"variant_file", "variant_code", "size", "init_from", "apex"}
 
 
 @pytest.fixture

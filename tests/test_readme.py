@@ -76,7 +76,7 @@ def test_make_targets_exist(command):
 def test_training_commands_parse(command):
     arguments = shlex.split(re.split(r"train_ds\.py| train ", command)[1])
     parsed = make_parser().parse_args(arguments)
-    assert parsed.variant in VARIANTS or parsed.resume_from_checkpoint
+    assert parsed.variant in (*VARIANTS, "path/to/idea.py") or parsed.resume_from_checkpoint
 
 
 @pytest.mark.parametrize("command", of("python -m gpt2_variants"))

@@ -239,7 +239,10 @@ def test_a_malformed_deepspeed_json_is_one_line(text, message, ask, tmp_path):
 def test_an_unknown_variant_lists_those_there_are():
     with pytest.raises(UsageError) as caught:
         parse(["--variant", "quadro"])
-    assert caught.value.lines == [f"--variant quadro: not known; one of {', '.join(VARIANTS)}"]
+    known = ", ".join(VARIANTS)
+    assert caught.value.lines == [
+        f"--variant quadro: not known; one of {known}, or a file of your own: path/to/idea.py"
+    ]
 
 
 def test_a_folder_with_a_run_or_with_other_files_is_refused(ask, tmp_path):
