@@ -12,6 +12,7 @@ from typing import Any
 
 from . import hub_client, network
 from .config.options import Options
+from .config.saved_plan import saved_plan
 from .config.saved_run import run_folder_of
 from .data import open_tokenizer
 from .export import export
@@ -128,6 +129,11 @@ def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list
         faults.append(
             f"{folder}: cannot be written, where the model card and the outcome are to stand; push a copy of it"
         )
+    else:
+        try:
+            of_run(folder, saved_plan(folder, facts))
+        except VariantError as err:
+            faults.append(f"{folder}: {err}")
     options = facts.get("options", {})
     name = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private

@@ -21,13 +21,10 @@ from types import ModuleType
 from typing import Any
 
 from .registry import VARIANTS, Variant
+from .variant_text import MODELS, PACKAGE, imports_from, model_files, module_name, travel_faults, without_package
 
-PACKAGE = __package__
-MODELS = Path(__file__).with_name("models")
 FOLDER = "code"  # of a run
-_MODELS_PREFIX = f"{PACKAGE}.models."
 _OWN_PACKAGE = f"{PACKAGE}_own_"
-_RECORDS = ("VARIANT", "VARIANTS")
 _LOADED: dict[tuple[str, str], Variant] = {}
 
 
@@ -40,14 +37,16 @@ class VariantCode:
     """The file of a variant and the files beside it that it imports, as they were read.
 
     Attributes:
-        file: its name.
+        file: its name, as a module's: `my-idea.py` is `my_idea.py`.
         texts: file name -> content, the file itself first.
         digest: SHA-256 of all of them.
+        added: what stands at the end of the file where it travels: the config class that it leaves out.
     """
 
     file: str
     texts: dict[str, str]
     digest: str
+    added: str = ""
 
     def copy_to(self, folder: Path) -> None:
         """Write the files to `folder`, as they are; it is made if need be."""
@@ -59,14 +58,15 @@ class VariantCode:
         """Write to `folder` the files as they load without this package, and the parts of it that they import."""
         wanted = set()
         for name, text in self.texts.items():
-            (folder / name).write_bytes(_without_package(text).encode())
-            wanted |= _model_files(text)
+            added = self.added if name == self.file else ""
+            (folder / name).write_bytes((without_package(text) + added).encode())
+            wanted |= model_files(text)
         while wanted:
             part = wanted.pop()
             if not (folder / f"{part}.py").exists():
                 text = (MODELS / f"{part}.py").read_text(encoding="utf-8")
                 (folder / f"{part}.py").write_bytes(text.encode())
-                wanted |= {node.module for node in _imports_from(text) if node.level == 1 and node.module}
+                wanted |= {node.module for node in imports_from(text) if node.level == 1 and node.module}
 
 
 def find(asked: str) -> Variant:
@@ -156,119 +156,80 @@ def _from_file(path: Path, name: str, asked: str) -> Variant:
     module = _module_of(code, path, asked)
     record = _record(module, name, asked)
     if (record.name, code.digest) not in _LOADED:
-        _LOADED[record.name, code.digest] = _checked(record, code, module, asked)
+        model: Any = getattr(module, record.model, None) if isinstance(record.model, str) else record.model
+        if isinstance(model, type) and (added := _left_out(model, record.name)):
+            exec(compile(added, str(path), "exec"), module.__dict__)
+            code = dataclasses.replace(code, added=added)
+        _LOADED[record.name, code.digest] = _checked(record, model, code, module, asked)
     return _LOADED[record.name, code.digest]
 
 
 def _read(path: Path, asked: str) -> VariantCode:
     """Return the file and those beside it that it imports. Raises `VariantError` where they could not travel."""
     texts: dict[str, str] = {}
+    own_name = module_name(path)
     waiting = [path]
     while waiting:
         file = waiting.pop(0)
+        name = own_name if file == path else file.name
         try:
-            texts[file.name] = text = file.read_bytes().decode("utf-8-sig")
+            texts[name] = text = file.read_bytes().decode("utf-8-sig")
             ast.parse(text)
         except OSError as err:
             raise VariantError(f"{asked}: cannot be read: {err.strerror} ({file})") from err
         except (SyntaxError, ValueError) as err:
             where = f"line {err.lineno}: {err.msg}" if isinstance(err, SyntaxError) else str(err)
             raise VariantError(f"{asked}: {file.name} is not Python: {where}") from err
-        if faults := _travel_faults(file, text):
+        if file != path and (MODELS / name).exists():
+            raise VariantError(f"{asked}: {name} beside it has the name of a part of {PACKAGE}.models; rename it")
+        if faults := travel_faults(file, text):
             raise VariantError(f"{asked}: {'; '.join(faults)}")
-        beside = (path.with_name(f"{node.module}.py") for node in _imports_from(text) if node.level == 1)
+        beside = (path.with_name(f"{node.module}.py") for node in imports_from(text) if node.level == 1)
         waiting += [other for other in beside if other.name not in texts and other not in waiting]
     digest = hashlib.sha256("\0".join(part for item in texts.items() for part in item).encode()).hexdigest()
-    return VariantCode(path.name, texts, digest)
+    return VariantCode(own_name, texts, digest)
 
 
-def _travel_faults(file: Path, text: str) -> list[str]:
-    """Return what in a file would keep it from loading without this package, one line each."""
-    faults = []
-    if not file.stem.isidentifier() or (MODELS / file.name).exists():
-        faults.append(
-            f"{file.name} travels with the model under its own name: letters, digits and _ are allowed, and no name of "
-            f"{PACKAGE}/models; rename it"
-        )
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        at = f"{file.name}, line {getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import):
-            if any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
-                faults.append(
-                    f"{at}: write from {PACKAGE}.models.modeling_base import ..., which travels with the model"
-                )
-            beside = [alias.name for alias in node.names if file.with_name(f"{alias.name}.py").is_file()]
-            faults += [f"{at}: {name}.py travels with the model as from .{name} import ..." for name in beside]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            part = module.removeprefix(_MODELS_PREFIX)
-            if node.level == 0 and module.split(".")[0] == PACKAGE:
-                of_models = module != part and (MODELS / f"{part}.py").is_file()
-                if not of_models and not _is_record_import(node):
-                    faults.append(
-                        f"{at}: of {PACKAGE}, files of {PACKAGE}.models and the Variant of its registry can be imported"
-                    )
-                elif node not in tree.body:
-                    faults.append(f"{at}: imports of {PACKAGE} belong at the head of the file, so that they can travel")
-            elif node.level == 0 and module and "." not in module and file.with_name(f"{module}.py").is_file():
-                faults.append(f"{at}: {module}.py travels with the model as from .{module} import ...")
-            elif node.level > 1 or (node.level == 1 and not module.isidentifier()):
-                faults.append(
-                    f"{at}: files beside this one are imported as from .helpers import ..., others not at all"
-                )
-    kept = {id(child) for node in tree.body if not _is_of_the_record(node) for child in ast.walk(node)}
-    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom) and _is_record_import(node))
-    named = {alias.asname or alias.name for node in imports for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and id(node) in kept and node.id in named:
-            faults.append(
-                f"{file.name}, line {node.lineno}: {node.id} is used beside VARIANT = ..., which does not travel"
-            )
-    return faults
+def _left_out(model: type, name: str) -> str:
+    """Return code that gives a model and its transformer a config class of their own, where the file has none."""
+    from transformers import GPT2Config
+
+    config = getattr(model, "config_class", None)
+    transformer = getattr(model, "transformer_class", None)
+    if config is None or transformer is None or transformer.config_class is not GPT2Config:
+        return ""
+    stem, own, code = model.__name__.removesuffix("LMHeadModel"), config.__name__, ""
+    if config is GPT2Config:
+        own = f"{stem}Config"
+        code = f"""
+
+from transformers import GPT2Config
 
 
-def _imports_from(text: str) -> list[ast.ImportFrom]:
-    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+class {own}(GPT2Config):
+    model_type = "{name.replace("_", "-")}-gpt2"
+"""
+    elif config.model_type == GPT2Config.model_type:
+        return ""
+    return f"""{code}
 
-
-def _is_record_import(node: ast.AST) -> bool:
-    """Whether `node` is the import of `Variant`, which only the record needs."""
-    if not isinstance(node, ast.ImportFrom) or node.level or node.module not in (f"{PACKAGE}.registry", PACKAGE):
-        return False
-    return all(alias.name == "Variant" for alias in node.names)
-
-
-def _is_of_the_record(node: ast.AST) -> bool:
-    """Whether the statement `node` stays behind: the record, or the import that only it needs."""
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    names = [target.id for target in targets if isinstance(target, ast.Name)]
-    return _is_record_import(node) or bool(names and set(names) <= set(_RECORDS))
-
-
-def _model_files(text: str) -> set[str]:
-    """Return the files of `models/`, without their suffix, that a user's file imports."""
-    modules = (node.module or "" for node in _imports_from(text) if node.level == 0)
-    return {module.removeprefix(_MODELS_PREFIX) for module in modules if module.startswith(_MODELS_PREFIX)}
-
-
-def _without_package(text: str) -> str:
-    """Return a user's file as it loads beside the parts of this package that it imports, comments and all."""
-    lines = text.splitlines(keepends=True)
-    for node in reversed(ast.parse(text).body):
-        first, end = node.lineno - 1, node.end_lineno
-        if _is_of_the_record(node):
-            del lines[first:end]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_MODELS_PREFIX):
-            lines[first] = lines[first].replace(_MODELS_PREFIX, ".", 1)
-    return "".join(lines).rstrip() + "\n"
+{stem}Transformer = type(
+    "{stem}Transformer", ({model.__name__}.transformer_class,), {{"config_class": {own}, "__module__": __name__}}
+)
+{model.__name__}.config_class, {model.__name__}.transformer_class = {own}, {stem}Transformer
+"""
 
 
 class _Loader(importlib.abc.InspectLoader):
     """Loads the modules of one variant from the texts that were read: never from bytecode of another state."""
 
-    def __init__(self, package: str, code: VariantCode, folder: Path):
-        self.package, self.code, self.folder = package, code, folder
+    def __init__(self, package: str, code: VariantCode, path: Path):
+        self.package, self.code, self.path = package, code, path
+
+    def file_of(self, fullname: str) -> str:
+        """Return where the text of a module was read, for tracebacks."""
+        name = f"{fullname.rpartition('.')[2]}.py"
+        return str(self.path if name == self.code.file else self.path.with_name(name))
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return how the modules of this variant are loaded; None for all others."""
@@ -277,7 +238,7 @@ class _Loader(importlib.abc.InspectLoader):
         parent, _, stem = fullname.rpartition(".")
         if parent != self.package or f"{stem}.py" not in self.code.texts:
             return None
-        spec = ModuleSpec(fullname, self, origin=str(self.folder / f"{stem}.py"))
+        spec = ModuleSpec(fullname, self, origin=self.file_of(fullname))
         spec.has_location = True
         return spec
 
@@ -287,17 +248,16 @@ class _Loader(importlib.abc.InspectLoader):
 
     def get_code(self, fullname: str) -> Any:
         """Return the compiled text of a module, which tracebacks tell by its file."""
-        file = self.folder / f"{fullname.rpartition('.')[2]}.py"
-        return compile(self.get_source(fullname), str(file), "exec", dont_inherit=True)
+        return compile(self.get_source(fullname), self.file_of(fullname), "exec", dont_inherit=True)
 
 
 def _module_of(code: VariantCode, path: Path, asked: str) -> ModuleType:
     """Return the module of a user's file, executed once for each content. Raises `VariantError` where that fails."""
     package = _OWN_PACKAGE + code.digest[:16]
-    name = f"{package}.{path.stem}"
+    name = f"{package}.{code.file.removesuffix('.py')}"
     if name in sys.modules:
         return sys.modules[name]
-    loader = _Loader(package, code, path.parent.absolute())
+    loader = _Loader(package, code, path.absolute())
     sys.meta_path.append(loader)
     try:
         return importlib.import_module(name)
@@ -332,9 +292,8 @@ def _as_tuple(records: Any) -> tuple[Any, ...]:
     return tuple(records) if isinstance(records, (list, tuple)) else ()
 
 
-def _checked(record: Variant, code: VariantCode, module: ModuleType, asked: str) -> Variant:
+def _checked(record: Variant, model: Any, code: VariantCode, module: ModuleType, asked: str) -> Variant:
     """Return the record with its class and its code. Raises `VariantError` with all that is wrong with it."""
-    model: Any = getattr(module, record.model, None) if isinstance(record.model, str) else record.model
     if faults := _record_faults(record) + _class_faults(model, module):
         raise VariantError(f"{asked}: {'; '.join(faults)}")
     made = dataclasses.replace(record, model=model, module=None, code=code)

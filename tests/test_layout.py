@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "hub_client": {"network"},
     "prepared_data": {"data", "network", "hub_client", "faults", "folders"},
     "warm_start": {"registry", "network"},
-    "variant_code": {"registry", "models"},
+    "variant_code": {"registry", "models", "variant_text"},
     "config": {"registry", "variant_code", "data", "warm_start", "nodes", "hub_client", "trackers"}
     | {"faults", "folders", "measuring", "ranks", "records"},
     "contract": {"registry", "variant_code", "models", "export", "measuring"},
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "models": set(),
     "ranks": {"faults"},
     "records": {"folders"},
-    **{alone: set() for alone in ("network", "nodes", "evaluation", "faults", "folders", "measuring")},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "evaluation", "faults", "folders", "measuring")},
 }
 
 

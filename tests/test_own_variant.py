@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import train_ds
 from gpt2_variants import variant_code
 from gpt2_variants.__main__ import main
-from gpt2_variants.contract import PROMISES
+from gpt2_variants.contract import PROMISES, Subject, ask
 from gpt2_variants.inference import SavedModel
 from gpt2_variants.report import write as write_report
 from gpt2_variants.variant_code import VariantError, find
@@ -196,6 +196,39 @@ def test_a_module_and_a_choice_among_several(tmp_path, idea, monkeypatch):
         find("thoughts.thought:nothing")
 
 
+@pytest.mark.parametrize("name", ["my-idea.py", "modeling_base.py", "3.py"])
+def test_any_file_name_will_do(name, in_process, tiny_run, tmp_path, idea):
+    path = idea.rename(tmp_path / name)
+    run = train(tiny_run, tmp_path / "run", "--max_steps", "2", "--no-check", variant=str(path))
+    (answer,) = ask(Subject(find(str(path))), [PROMISES["export"]])
+    assert answer.state == "kept", answer.finding
+    SavedModel(run / "model")
+    SavedModel(run / "model", trust_remote_code=True)
+
+
+@pytest.mark.parametrize("left_out", ["config", "of the transformer", "the transformer"])
+def test_a_config_class_that_is_left_out_is_made(left_out, in_process, tiny_run, tmp_path, idea):
+    """So that the model has a type of its own: by gpt2's, transformers would load a stock GPT-2."""
+    text = idea.read_text()
+    if left_out == "config":
+        text = re.sub(r"class IdeaConfig.*?\n\n\n", "", text, flags=re.DOTALL).replace(
+            "config_class = IdeaConfig", "pass"
+        )
+    elif left_out == "of the transformer":
+        text = text.replace("config_class = IdeaConfig", "pass", 1)
+    else:
+        text = re.sub(r"class IdeaModel.*?\n\n\n", "", text, flags=re.DOTALL)
+        text = text.replace("    transformer_class = IdeaModel\n", "").replace("config_class = IdeaConfig", "pass")
+    idea.write_text(text)
+    (answer,) = ask(Subject(find(str(idea))), [PROMISES["export"]])
+    assert answer.state == "kept", answer.finding
+    run = train(tiny_run, tmp_path / "run", "--max_steps", "2", "--no-check", variant=str(idea))
+    assert json.loads((run / "model/config.json").read_text())["model_type"] == "idea-gpt2"
+    assert (run / "code/idea.py").read_text() == text
+    saved = SavedModel(run / "model")
+    assert torch.isfinite(torch.tensor(saved.surprise(torch.tensor([[5, 6, 7]]))["past"][1:])).all()
+
+
 def test_files_beside_it_travel(in_process, tiny_run, tmp_path, idea):
     (tmp_path / "helpers.py").write_text("def scaled(x, t):\n    return x * t.exp()[:, None, None]\n")
     text = idea.read_text().replace("query * self.log_scale.exp()[:, None, None]", "scaled(query, self.log_scale)")
@@ -215,10 +248,17 @@ FAULTS = {
     "no record": (("VARIANT = Variant", "OTHER = Variant"), "does not travel"),
     "an error": (("import torch\n", "import torch\n1 / 0\n"), r"line \d+: ZeroDivisionError: division by zero"),
     "a name of the package": (('name="idea"', 'name="gpt2"'), "name='gpt2': small letters, digits and _ are allowed"),
-    "the stock config": (("config_class = IdeaConfig", "config_class = GPT2Config"), "model_type 'gpt2' says"),
+    "a config without a type": (('    model_type = "idea-gpt2"', "    more: int = 1"), "model_type 'gpt2' says"),
+    "a part of the package as if beside it": (
+        ("from gpt2_variants.models.modeling_base", "from .modeling_base"),
+        "write from gpt2_variants.models.modeling_base import",
+    ),
     "a type that is taken": (('"idea-gpt2"', '"llama"'), "model_type 'llama' says"),
     "another config": (
-        ("    config_class = IdeaConfig\n    attention_class", "    config_class = GPT2Config\n    attention_class"),
+        (
+            "    config_class = IdeaConfig\n    attention_class",
+            "    config_class = type('O', (GPT2Config,), {})\n    attention_class",
+        ),
         "has another config_class",
     ),
     "no model": (("model=IdeaLMHeadModel", "model=IdeaModel"), "a subclass of VariantLMHeadModel is needed"),
@@ -259,14 +299,10 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(name, idea, capsys):
         ("nothing.py", "cannot be read: No such file"),
         ("no.such.module", "nor a module that Python finds"),
         ("duo-predict", r"did you mean duo_predict\?"),
-        ("my-idea.py", "letters, digits and _ are allowed"),
-        ("modeling_base.py", "no name of gpt2_variants/models; rename it"),
     ],
 )
 def test_a_name_that_cannot_be_used(asked, wanted, idea, monkeypatch):
     monkeypatch.chdir(idea.parent)
-    for name in ("my-idea.py", "modeling_base.py"):
-        Path(name).write_text(idea.read_text())
     with pytest.raises(VariantError, match=wanted):
         find(asked)
 
