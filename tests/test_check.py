@@ -1,7 +1,6 @@
 """The contract: all variants keep it, the page's examples too, and each promise is broken by a variant made for it."""
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -27,8 +26,17 @@ def faults(answers) -> str:
     return "\n".join(listed(answer) for answer in answers if answer.state == BROKEN)
 
 
+# One of each family in every run, with all that it can have; all of them in the slow tests.
+FAMILIES = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
+
+
+def test_no_family_is_left_out():
+    assert {VARIANTS[name].family for name in FAMILIES} == {record.family for record in VARIANTS.values()}
+
+
 @pytest.mark.parametrize("promise", QUICK)
-def test_every_variant_keeps_it(variant, promise):
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_every_family_keeps_it(variant, promise):
     assert not faults(ask(Subject(VARIANTS[variant], quick=True), [PROMISES[promise]]))
 
 
@@ -86,16 +94,6 @@ def test_the_leak_of_the_published_duo_predict_is_found():
     )
 
 
-@pytest.mark.slow
-def test_the_published_duo_predict_learns_random_tokens():
-    import dataclasses
-
-    published = dataclasses.replace(VARIANTS["duo_predict"], overrides={"leak_free": False})
-    (answer,) = ask(Subject(published), [PROMISES["random-stays-random"]])
-    assert float(re.search(r"loss of ([\d.]+)", answer.finding)[1]) < math.log(16) - 0.02
-    assert "infill" in answer.finding
-
-
 def test_the_reference_is_stock_gpt2():
     """The small models of the baseline compute what transformers' own GPT-2 does."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -124,6 +122,7 @@ def test_the_command_names_the_leak_and_ends_with_1(tmp_path):
     assert re.search(r"^not applicable +", out.stdout, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_command_as_json_of_a_good_one():
     out = check("gpt2", "--quick", "--json")
     assert out.returncode == 0, out.stdout + out.stderr

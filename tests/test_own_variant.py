@@ -334,6 +334,7 @@ def test_pictures_and_a_second_stream(in_process, tiny_run, tmp_path):
     assert {"eval_perplexity", "eval_second_next_loss"} <= evaluated.keys()
 
 
+@pytest.mark.slow
 def test_it_is_benchmarked(tmp_path, idea):
     command = [sys.executable, "benchmarks/throughput.py", "--preset", "demo", "--variants", str(idea), "--steps", "1"]
     command += ["--warmup_steps", "1", "--rounds", "1", "--block_size", "32", "--output_dir", str(tmp_path / "out")]

@@ -26,7 +26,7 @@ def flops_as_counted(subject: Subject) -> str | None:
     config, positions = model.config, model.positions(tokens)
     said = flops_per_token(model.num_parameters(), config.n_layer, config.n_embd, tokens, positions)
     # positions that are looked up, not multiplied, are among the parameters of the formula
-    said -= 6 * config.n_positions * config.n_embd * positions / tokens
+    said -= 6 * sum(p.numel() for p in model.transformer.wpe.parameters()) * positions / tokens
     if (1 - TOLERANCE) * min(counts) <= said <= (1 + TOLERANCE) * max(counts):
         return None
     return (
