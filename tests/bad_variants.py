@@ -77,7 +77,7 @@ class SequenceNorm(nn.LayerNorm):
     "leak_without_gradient": (
         "no-leak-by-change",
         r"the prediction of token \d+ changes with token \d+",
-        block("out = out * (1 + 1e-3 * (out.detach()[:, -1:, :1] > 0))"),
+        block("out = out * (1 + 1e-3 * out.detach()[:, -1:].sign())"),
     ),
     "looks_two_back": (
         "sees-its-past",
