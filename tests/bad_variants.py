@@ -24,6 +24,13 @@ class Bad(GPT2Block):
 # IdeaModel: block_class = Bad
 """
 
+WITHOUT_MASK = """
+class Bad(VariantAttention):
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        return super().attend(query, key, value, None, **kwargs)
+# IdeaModel: attention_class = Bad
+"""
+
 STREAM = """
 class Bad(VariantLMHeadModel):
     def streams_of(self, outputs, labels, attention_mask=None, shift_labels=None):
@@ -103,22 +110,12 @@ class TwoBack(nn.Embedding):
     "padding_seen": (
         "padding-unseen",
         r"what stands in the padding on the left changes the logits",
-        """
-class Bad(VariantAttention):
-    def attend(self, query, key, value, attention_mask, **kwargs):
-        return super().attend(query, key, value, None, **kwargs)
-# IdeaModel: attention_class = Bad
-""",
+        WITHOUT_MASK,
     ),
     "packing_seen": (
         "packed-apart",
         r"a text packed behind another one has other logits, by \S+, from its token \d+ on",
-        """
-class Bad(VariantAttention):
-    def attend(self, query, key, value, attention_mask, **kwargs):
-        return super().attend(query, key, value, None, **kwargs)
-# IdeaModel: attention_class = Bad
-""",
+        WITHOUT_MASK,
     ),
     "shifted_twice": (
         "labels-shifted-once",

@@ -86,9 +86,7 @@ def by_perturbation(subject: Subject) -> str | None:
         with torch.no_grad():
             before = log_probs(model, ids)
             for changed in reversed(boundaries(ids.shape[1], quick=True)):
-                other = ids.clone()
-                other[0, changed] = (other[0, changed] + 7) % 66
-                after = log_probs(model, other)
+                after = log_probs(model, _with_another(ids, changed))
                 for stream, (values, places) in before.items():
                     moved = (values != after[stream][0]).any(-1)[0]
                     blind = places <= changed
@@ -108,12 +106,18 @@ def sees_its_past(subject: Subject) -> str | None:
     with torch.no_grad():
         before, places = log_probs(model, ids)["next_token"]
         for changed in boundaries(47, subject.quick):
-            other = ids.clone()
-            other[0, changed] = (other[0, changed] + 7) % 66
-            moved = (before != log_probs(model, other)["next_token"][0]).any(-1)[0]
+            after = log_probs(model, _with_another(ids, changed))["next_token"][0]
+            moved = (before != after).any(-1)[0]
             if not moved[places == changed + 1].all():
                 return f"the prediction of token {changed + 1} does not depend on token {changed}"
     return None
+
+
+def _with_another(ids: torch.Tensor, place: int) -> torch.Tensor:
+    """Return `ids` (1, S) with another token at `place`."""
+    other = ids.clone()
+    other[0, place] = (other[0, place] + 7) % 66
+    return other
 
 
 def _ahead(model: VariantLMHeadModel, stream: str) -> int:

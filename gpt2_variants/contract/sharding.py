@@ -19,14 +19,12 @@ def stages_alike(subject: Subject) -> str | None:
         raise NotApplicable("takes half a minute")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise NotApplicable("this process is itself one of several ranks")
-    asked = subject.variant.name
-    if subject.variant.code is not None:
-        asked = subject.variant.code.file
+    variant = subject.variant
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if subject.variant.code is not None:
-            subject.variant.code.copy_to(folder)
-            asked = f"{folder / asked}:{subject.variant.name}"
+        folder, asked = Path(name), variant.name
+        if variant.code is not None:
+            variant.code.copy_to(folder)
+            asked = f"{folder / variant.code.file}:{variant.name}"
         program = [sys.executable, "-m", f"{__package__}.two_ranks", asked, str(folder / "losses.json")]
         environment = {**os.environ, "WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
         environment |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *_python_path()])}

@@ -15,7 +15,6 @@ from ..config.deepspeed_json import find_ds_config
 from ..config.options import Options
 from ..config.plan import Plan, as_dict, facts_of, make_plan
 from ..config.resolve import load_data
-from ..contract import BROKEN, KEPT, Subject, ask, keeps_all
 from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
@@ -149,6 +148,8 @@ def _check(options: Options, plan: Plan, start: Start) -> dict[str, str] | None:
     if not options.check:
         print(f"--no-check: whether {variant.name} keeps the promises of a variant was not asked", file=sys.stderr)
         return {"asked": "nothing, by --no-check"}
+    from ..contract import BROKEN, KEPT, Subject, ask, keeps_all  # which a run of the package's variants does not need
+
     answers = list(ask(Subject(variant, quick=True)))
     if not keeps_all(answers):
         raise UsageError(
