@@ -168,7 +168,7 @@ def _log_axis(axes: Any) -> None:
 
 
 def unit(axis: str, largest: float) -> tuple[float, str]:
-    """What the values of an axis (`comparison.AXES`) up to `largest` are divided by, and the axis's label."""
+    """What the values of an axis (`report.AXES`) up to `largest` are divided by, and the axis's label."""
     if axis == "steps":
         return 1, "optimizer steps"
     if axis == "time":

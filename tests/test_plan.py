@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import train
 
-from gpt2_variants import comparison, model_card
+from gpt2_variants import model_card, report
 from gpt2_variants.config.command_line import parse
 from gpt2_variants.config.plan import DataFacts, Plan, as_dict, make_plan
 from gpt2_variants.config.resolve import resolve
@@ -52,7 +52,7 @@ def saved(plan: Plan, folder, losses=(5.0, 4.0), **facts):
 
 def groups(*folders) -> list[int]:
     """How many runs are in each group."""
-    return [len(group.runs) for group in comparison.make_groups([comparison.read_run(folder) for folder in folders])]
+    return [len(group.runs) for group in report.make_groups([report.read_run(folder) for folder in folders])]
 
 
 def test_every_field_has_its_real_value(planned):
@@ -111,7 +111,7 @@ def test_runs_are_seeds_of_one_recipe_if_their_plans_differ_in_the_seed_alone(pl
     more = planned("--save_steps", "7", "--logging_steps", "3", "--eval_steps", "9", "--save_total_limit", "1")
     folders.append(saved(more, tmp_path / "cadence"))
     assert groups(*folders) == [4]
-    assert comparison.make_groups([comparison.read_run(f) for f in folders])[0].machine is None, "not the same speed"
+    assert report.make_groups([report.read_run(f) for f in folders])[0].machine is None, "not the same speed"
 
 
 JSON = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1, "torch_adam": True}}}
@@ -141,7 +141,7 @@ def test_what_the_json_or_an_option_decides_makes_another_recipe(options, sectio
     assert groups(a, saved(planned("--seed", "9", **JSON), tmp_path / "b")) == [2]
     other = saved(planned(*options, "--seed", "9", **sections), tmp_path / "c")
     assert groups(a, other) == [1, 1]
-    labels = [group.label for group in comparison.make_groups([comparison.read_run(f) for f in (a, other)])]
+    labels = [group.label for group in report.make_groups([report.read_run(f) for f in (a, other)])]
     assert labels[0] != labels[1]
     assert all(label.startswith("gpt2, ") for label in labels), labels
 

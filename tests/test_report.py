@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from gpt2_variants import __main__, comparison, drawing, report
+from gpt2_variants import __main__, drawing, report
 from gpt2_variants.faults import UsageError
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
@@ -53,18 +53,18 @@ def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_p
 
 
 def groups_of(*folders):
-    return comparison.make_groups([comparison.read_run(folder) for folder in folders])
+    return report.make_groups([report.read_run(folder) for folder in folders])
 
 
 def judged(*folders):
-    (verdict,) = comparison.judge(groups_of(*folders))
+    (verdict,) = report.judge(groups_of(*folders))
     return verdict
 
 
 @pytest.fixture
 def text_of(monkeypatch):
     """The report's text, without the time that its charts take."""
-    monkeypatch.setattr(report, "_charts_html", lambda groups, styles: "")
+    monkeypatch.setattr("gpt2_variants.report.page.charts_html", lambda groups, styles: "")
     return lambda folders, output_dir=None: report.write(folders, output_dir).text
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_not_finished_is_shown_and_neither_averaged_nor_compared(t
     assert row(text, "Cost", "gpt2 (interrupted at step 10, seed 3)")[5] == "20"
     assert "parallel (running at step 10, seed 42): not finished, and not compared." in text
     assert "interrupted: SIGTERM at step 10 of 20" in text
-    assert [v.group.label for v in comparison.judge(groups_of(*base, cut, other, whole))] == ["drift"]
+    assert [v.group.label for v in report.judge(groups_of(*base, cut, other, whole))] == ["drift"]
 
 
 def test_two_unfinished_runs_that_stand_alike_keep_labels_of_their_own(tmp_path):
@@ -149,7 +149,7 @@ def test_tokens_between_records_are_interpolated_and_after_the_last_go_on(tmp_pa
         if r["step"] == 30 and "loss" in r:
             r["tokens"] = 2950  # the last batch of an epoch was short
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    curve = comparison.read_run(folder).evaluation_curve("tokens")
+    curve = report.read_run(folder).evaluation_curve("tokens")
     assert [place for place, _ in curve] == pytest.approx([1000, (2000 + 2950) / 2, 2950 * 37 / 30])
 
 
@@ -442,7 +442,7 @@ def test_colours_are_the_pages_own_in_light_and_dark(written):
 def test_each_chart_is_there_against_each_axis(written):
     page = Page(written.page.read_text())
     for chart in ("loss", "perplexity", "accuracy", "training", "infill", "training-both"):
-        for axis in comparison.AXES:
+        for axis in report.AXES:
             assert f"{chart}-{axis}-figure_1" in page.ids
 
 

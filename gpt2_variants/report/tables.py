@@ -1,0 +1,186 @@
+"""The tables of a report, for its page and as Markdown."""
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .differences import Difference, Verdict
+from .groups import Group, Mean
+
+INFILL = (
+    "Each token given its past and its right neighbour, which it has seen: not comparable with the next-token figures, "
+    "nor with any other variant's."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report; `legend` says how to read it. `align` has l or r for each column."""
+
+    title: str
+    align: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: str = ""
+
+    def markdown(self) -> str:
+        """With its heading and legend."""
+        rules = ["---:" if side == "r" else "---" for side in self.align]
+        rows = [self.head, rules, *([plain(cell).replace("|", "\\|") for cell in row] for row in self.rows)]
+        text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return f"## {self.title}\n\n{text}\n" + (f"\n{plain(self.legend)}\n" if self.legend else "")
+
+    def html(self) -> str:
+        """In a box of its own that scrolls where the page is narrow."""
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            pairs = zip(self.align, cells, strict=True)
+            return "<tr>" + "".join(f'<{tag} class="{side}">{html.escape(cell)}</{tag}>' for side, cell in pairs)
+
+        body = "".join(row(cells, "td") for cells in self.rows)
+        legend = f"<p>{html.escape(self.legend)}</p>" if self.legend else ""
+        scrolled = f'<div class="wide" tabindex="0"><table>{row(self.head, "th")}{body}</table></div>'
+        return f"<section><h2>{html.escape(self.title)}</h2>{scrolled}{legend}</section>"
+
+
+def plain(text: str) -> str:
+    """On one line, and nothing in it is taken for HTML."""
+    return " ".join(text.replace("<", "&lt;").split())
+
+
+def number(value: float | None, form: str) -> str:
+    """`value` by the format `form`; a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def _mean(value: Mean | None, form: str, scale: float = 1.0) -> str:
+    if value is None:
+        return "-"
+    # counts are the same for every seed; of figures that would be a chance too small to see
+    spread = "" if not value.sd else f" ± {value.sd / scale:{form}}"
+    return f"{value.mean / scale:{form}}{spread}"
+
+
+def signed(value: float, form: str) -> str:
+    """`value` by the format `form`, with its sign."""
+    return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
+
+
+def flops_text(value: float) -> str:
+    """A number of FLOPs, to four digits."""
+    return re.sub(r"e\+0*", "e", f"{value:.4g}")
+
+
+def quality_table(groups: Sequence[Group]) -> Table:
+    """The figures of each group's last evaluation."""
+    rows = []
+    for group in groups:
+        ratio = group.mean(
+            lambda run: (
+                run.final["eval_perplexity"] / run.unigram_perplexity
+                if run.unigram_perplexity and "eval_perplexity" in run.final
+                else None
+            )
+        )
+        rows.append(
+            [
+                group.label,
+                str(len(group.runs)),
+                _mean(group.final("eval_loss"), ".4f"),
+                _mean(group.final("eval_perplexity"), ",.2f"),
+                _mean(group.final("eval_accuracy"), ".4f"),
+                _mean(ratio, ".3f"),
+                _mean(group.mean(lambda run: run.step), ",.0f"),
+                _mean(group.mean(lambda run: run.tokens), ",.0f"),
+                flops_text(group.flops.mean) if group.flops else "-",
+            ]
+        )
+    head = ("run", "n", "loss", "perplexity", "accuracy", "of unigram", "steps", "tokens", "training FLOPs")
+    legend = (
+        "Of the last evaluation, on validation text: loss in nats per token, its exp, the part of the tokens predicted "
+        "right; each token given its past alone. n: runs that differ in the seed only; the figures are their mean ± "
+        "sample standard deviation. Of unigram: the perplexity over that of a model which knows the tokens' "
+        "frequencies alone."
+    )
+    if any(not group.finished for group in groups):
+        legend += " Runs that are not finished stand alone, with the last that they logged."
+    return Table("Validation", "lrrrrrrrr", head, rows, legend)
+
+
+def infill_tables(groups: Sequence[Group]) -> list[Table]:
+    """The infill figures of the groups that have them: one table, or none."""
+    names = ("eval_infill_loss", "eval_infill_perplexity", "eval_infill_accuracy")
+    rows = [
+        [group.label, str(len(group.runs)), *(_mean(group.final(n), f) for n, f in zip(names, (".4f", ",.2f", ".4f")))]
+        for group in groups
+        if group.has_infill
+    ]
+    head = ("run", "n", "infill loss", "infill perplexity", "infill accuracy")
+    return [Table("Infill (has seen the right neighbour)", "lrrrr", head, rows, INFILL)] if rows else []
+
+
+def cost_table(groups: Sequence[Group]) -> Table:
+    """What each group's model and training cost."""
+    rows = [
+        [
+            group.label,
+            _mean(group.mean(lambda run: run.num_parameters), ",.0f"),
+            flops_text(group.first.flops_per_token) if group.first.flops_per_token else "-",
+            _mean(group.on_its_machine(lambda run: run.tokens_per_second), ",.0f"),
+            _mean(group.on_its_machine(lambda run: run.peak_memory_bytes), ",.2f", 2**30),
+            _mean(group.on_its_machine(lambda run: run.seconds), ",.0f"),
+            group.machine or "several, or not known",
+        ]
+        for group in groups
+    ]
+    kinds = {run.on_cpu for group in groups for run in group.runs if run.machine}
+    memory = {
+        frozenset({True}): "the resident set of the process, on a CPU",
+        frozenset({False}): "GPU memory by torch's allocator, of the first process",
+    }.get(frozenset(kinds), "GPU memory on a GPU, the resident set of the process on a CPU")
+    head = ("run", "parameters", "FLOPs per token", "tokens/s", "peak memory, GiB", "training, s", "machine")
+    legend = (
+        "FLOPs per token: of training, forward and backward, per token of data. Tokens/s: the median of those logged. "
+        f"Peak memory: {memory}. Training: without evaluations and checkpoints. Tokens/s, memory and time compare "
+        "between runs on the same machine only."
+    )
+    return Table("Cost", "lrrrrrl", head, rows, legend)
+
+
+def against_table(verdicts: Sequence[Verdict]) -> Table:
+    """Each group's difference from its baseline, and its cost over the baseline's."""
+
+    def cells(found: Difference | None, form: Callable[[float], str]) -> list[str]:
+        if found is None:
+            return ["-", "-", "-"]
+        error = "" if found.error is None else f" ± {found.error:.4f}"
+        return [form(found.place), signed(found.loss, ".4f") + error, signed(found.percent, ".2f") + " %"]
+
+    rows = []
+    for v in verdicts:
+        ratios = [
+            number(v.ratios[n], ".2f") for n in ("flops_per_token", "tokens_per_second", "peak_memory", "seconds")
+        ]
+        at = [*cells(v.at_tokens, "{:,.0f}".format), *cells(v.at_flops, flops_text)]
+        rows.append([v.group.label, v.baseline.label, *at, *ratios])
+    head = ["run", "against", "at equal tokens", "loss", "perplexity", "at equal FLOPs", "loss", "perplexity"]
+    head += ["FLOPs per token, times", "tokens/s, times", "memory, times", "time, times"]
+    legend = (
+        "Below 0 is better than the baseline. Equal tokens, equal FLOPs: the most that both reached; before a run's "
+        "end its loss is interpolated between evaluations. ± is the standard error of the difference, from two seeds "
+        "each on. Times: the cost over the baseline's."
+    )
+    return Table("Against the baseline", "ll" + "r" * 10, head, rows, legend)
+
+
+def table_of_runs(groups: Sequence[Group]) -> Table:
+    """Every run, with its folder and status."""
+    rows = []
+    for run in (run for group in groups for run in group.runs):
+        status = run.status + (f": {run.facts['reason']}" if run.facts.get("reason") else "")
+        commit = str(run.facts.get("git_commit") or "-")[:9]
+        seed = "-" if run.seed is None else str(run.seed)
+        final = run.final.get("eval_perplexity")
+        rows.append([str(run.folder), run.variant, seed, f"{run.step:,}", number(final, ",.2f"), commit, status])
+    return Table("Runs", "llrrrll", ("folder", "variant", "seed", "step", "perplexity", "commit", "status"), rows)
