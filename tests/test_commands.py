@@ -1,6 +1,7 @@
 """What a person sees: the end of a demo, and the small commands."""
 
 import ast
+import dataclasses
 import json
 import math
 import os
@@ -145,7 +146,8 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(__main__.COMMANDS, "list", interrupted)
+    replaced = dataclasses.replace(__main__.COMMANDS["list"], run=interrupted)
+    monkeypatch.setitem(__main__.COMMANDS, "list", replaced)
     assert command("list") == 130
     assert capsys.readouterr().err == ""
 

@@ -1,0 +1,45 @@
+"""`report`: runs beside one another: figures, curves, what the models learned."""
+
+import argparse
+from pathlib import Path
+
+from .command import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `report`."""
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        help="run folders, such as runs/gpt2 runs/duo_predict, or model folders",
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="FOLDER",
+        type=Path,
+        help="where report.html and report.md go (default: report, in the folder of them all)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report on the runs, and print its table; of a single run also its summary and its plot."""
+    from ..report import plot, summary, write
+
+    report = write(arguments.runs, arguments.output_dir)
+    if len(arguments.runs) == 1 and (arguments.runs[0] / "run.json").exists():
+        print(summary(arguments.runs[0]))
+        print(f"plot        {plot(arguments.runs[0])}")
+    print(f"\n{report.text}\n")
+    print(f"page        {report.page}")
+    print(f"table       {report.table}")
+
+
+COMMAND = Command(
+    "report",
+    "RUN [RUN ...] [--output_dir FOLDER]",
+    "runs beside one another: figures, curves, what the models learned",
+    add_arguments,
+    run,
+)
