@@ -15,6 +15,8 @@ from gpt2_variants import VARIANTS, __main__, drawing, pictures
 from gpt2_variants.data import load_tokens
 from gpt2_variants.faults import UsageError
 from gpt2_variants.hub import export
+from gpt2_variants.inference import SavedModel
+from gpt2_variants.pictures import album, drift_diffusion, duo_predict, parallel, rotating_head
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -76,7 +78,7 @@ def test_pngs_of_every_variant(variant, exported, tmp_path):
 
 def test_a_variant_that_nothing_here_knows_has_no_pictures(exported, monkeypatch):
     folder, _ = exported("drift")
-    monkeypatch.setattr(pictures, "MAKERS", {})
+    monkeypatch.setattr(album, "MAKERS", {})
     assert pictures.pictures_of(folder) == []
 
 
@@ -86,8 +88,8 @@ def test_a_variant_that_nothing_here_knows_has_no_pictures(exported, monkeypatch
 def test_gates_and_scales_are_those_of_the_saved_weights(exported):
     folder, _ = exported("drift_diffusion")
     weights = load_file(folder / "model.safetensors")
-    model = pictures.SavedModel(folder).model
-    gates, scales = pictures.drift_gates(model), pictures.diffusion_scales(model)
+    model = SavedModel(folder).model
+    gates, scales = drift_diffusion.drift_gates(model), drift_diffusion.diffusion_scales(model)
     assert gates.shape == scales.shape == (4, 4, 8)
     for layer in range(4):
         for head in range(4):
@@ -96,8 +98,8 @@ def test_gates_and_scales_are_those_of_the_saved_weights(exported):
                 g = weights[f"transformer.h.{layer}.attn.diffusion_param"][head, channel].item()
                 assert gates[layer, head, channel].item() == pytest.approx(1 / (1 + math.exp(-d)))
                 assert scales[layer, head, channel].item() == pytest.approx(abs(g))
-    assert pictures.diffusion_scales(exported("drift")[1]) is None
-    assert pictures.drift_gates(exported("diffusion")[1]) is None
+    assert drift_diffusion.diffusion_scales(exported("drift")[1]) is None
+    assert drift_diffusion.drift_gates(exported("diffusion")[1]) is None
 
 
 def test_the_heatmap_shows_each_heads_mean(exported):
@@ -145,7 +147,7 @@ def test_frequencies_are_those_that_the_model_turns_by(name):
             if block.attn.rope.layer_norm is not None:  # as if learned
                 block.attn.rope.layer_norm.weight.mul_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
                 block.attn.rope.layer_norm.bias.add_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
-    found = pictures.frequencies(model)
+    found = rotating_head.frequencies(model)
     assert found.shape == (2, 4, 4)
     for layer, block in enumerate(model.transformer.h):
         for head in range(4):
@@ -181,7 +183,7 @@ def test_the_published_frequencies_are_drawn(tokenizer, tmp_path):
 def test_pairs_are_compared_token_by_token(name):
     model = tiny(name, n_layer=4)
     ids = torch.randint(0, 67, (1, 7), generator=torch.Generator().manual_seed(3))
-    cosine, ratio = pictures.pair_similarity(model, ids)
+    cosine, ratio = parallel.pair_similarity(model, ids)
     blocks = list(model.transformer.h.children())
     with torch.no_grad():
         h = model.transformer.wte(ids) + model.transformer.wpe(torch.arange(7))
@@ -201,14 +203,14 @@ def test_pairs_are_compared_token_by_token(name):
 def test_the_passage_is_of_the_held_out_topics_in_the_models_tokens(exported, monkeypatch):
     folder, _ = exported("parallel")
     seen = []
-    original = pictures.pair_similarity
-    monkeypatch.setattr(pictures, "pair_similarity", lambda model, ids: seen.append(ids) or original(model, ids))
+    original = parallel.pair_similarity
+    monkeypatch.setattr(parallel, "pair_similarity", lambda model, ids: seen.append(ids) or original(model, ids))
     first, _ = pictures.pictures_of(folder)
     assert seen[0].tolist() == [load_tokens("builtin", str(folder), 48, "validation")[:48].tolist()]
     assert "the first 48 tokens of the built-in corpus's held-out topics" in first.caption
     with drawing.look():
         axes = first.draw().axes[0]
-    cosine, _ = original(pictures.SavedModel(folder).model, seen[0])
+    cosine, _ = original(SavedModel(folder).model, seen[0])
     assert [t.get_text() for t in axes.texts] == [f"{value:.2f}" for value in cosine.tolist()]
 
 
@@ -220,9 +222,9 @@ def test_visibility_by_hand():
         [0, 1, 0, 1, 0],
         [1, 0, 1, 0, 1],
     ]
-    assert pictures.visibility(3, neighbour=True).int().tolist() == rows
+    assert duo_predict.visibility(3, neighbour=True).int().tolist() == rows
     rows[3][1] = rows[4][2] = 0
-    assert pictures.visibility(3, neighbour=False).int().tolist() == rows
+    assert duo_predict.visibility(3, neighbour=False).int().tolist() == rows
 
 
 def test_the_pattern_drawn_is_the_models(exported):
@@ -232,8 +234,8 @@ def test_the_pattern_drawn_is_the_models(exported):
         return {(round(p.get_y() + 0.44), round(p.get_x() + 0.44)): p.get_facecolor() for p in patches}
 
     first, later = (drawn(picture) for picture in pictures.pictures_of(exported("duo_predict")[0]))
-    assert set(first) == {tuple(cell) for cell in pictures.visibility(6, neighbour=True).nonzero().tolist()}
-    assert set(later) == {tuple(cell) for cell in pictures.visibility(6, neighbour=False).nonzero().tolist()}
+    assert set(first) == {tuple(cell) for cell in duo_predict.visibility(6, neighbour=True).nonzero().tolist()}
+    assert set(later) == {tuple(cell) for cell in duo_predict.visibility(6, neighbour=False).nonzero().tolist()}
     gone = set(first) - set(later)
     assert gone == {(6 + k, k + 1) for k in range(5)}
     assert len({first[cell] for cell in gone}) == 1
