@@ -546,6 +546,33 @@ def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp
     assert "report      none: --output_dir" in capsys.readouterr().out
 
 
+def test_a_command_adds_sections_and_rows_of_its_own(tmp_path):
+    with drawing.look():
+        figure, axes = drawing.new_axes()
+        axes.plot([1, 2], [3, 4], color=drawing.PALETTE[0])
+    table = report.Table("Tried", "lr", ("rate", "loss"), [["<i>1", "2"]], "How to read it.")
+    section = report.Section("Tuning", ["The rate <b>won</b>."], [table], [("tuning-loss", "Rates", "A cap.", figure)])
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "drift")]
+    written = report.write(runs, sections=[section], about=[("Rates tried", "1 & 2")])
+    page = Page(written.page.read_text())
+    text = "".join(page.text)
+    for part in (
+        "Tuning",
+        "The rate <b>won</b>.",
+        "<i>1",
+        "How to read it.",
+        "Rates",
+        "A cap.",
+        "Rates tried",
+        "1 & 2",
+    ):
+        assert part in text
+    assert "tuning-loss-figure_1" in page.ids
+    assert text.index("Is it better?") < text.index("Rates tried") < text.index("Tuning") < text.index("Curves")
+    for part in ("## Tuning", "- Rates tried: 1 & 2", "| &lt;i>1 | 2 |", "Rates. A cap."):
+        assert part in written.text
+
+
 def test_the_same_runs_give_the_same_page(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "drift")]
     pages = [report.write(runs, tmp_path / out).page.read_bytes() for out in "xy"]

@@ -8,10 +8,15 @@ from .differences import judge
 from .groups import make_groups
 from .page import write
 from .runs import AXES, read_run
+from .sections import Figure, Section
+from .tables import Table
 from .verdict import verdict_text
 
 __all__ = [
     "AXES",
+    "Figure",
+    "Section",
+    "Table",
     "judge",
     "make_groups",
     "plot",

@@ -13,6 +13,7 @@ from .charts import charts_html
 from .differences import judge
 from .groups import Group, make_groups
 from .runs import AXES, SavedRun, read_run
+from .sections import Section
 from .tables import Table, against_table, cost_table, infill_tables, plain, quality_table, table_of_runs
 from .verdict import verdict_text
 
@@ -118,13 +119,20 @@ class Report:
     text: str
 
 
-def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
+def write(
+    folders: Sequence[Path],
+    output_dir: Path | None = None,
+    sections: Sequence[Section] = (),
+    about: Sequence[tuple[str, str]] = (),
+) -> Report:
     """Write `report.html`, one page with all in it, and `report.md`.
 
     Args:
         folders: of runs, and of models, of which the pictures alone are drawn.
         output_dir: where to; by default `report` in the run's folder, or in the deepest folder that all are in; of
             one model, a folder beside it.
+        sections: what the command that made the runs adds, after the verdict.
+        about: (label, text) of what it adds to what was compared.
 
     Raises:
         UsageError: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
@@ -147,11 +155,15 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
     parts = [f"# {plain(title)}"]
     if words:
         parts += ["## Is it better?", *map(plain, words)]
+    if about:
+        parts += ["## What was compared", "\n".join(f"- {plain(label)}: {plain(said)}" for label, said in about)]
+    parts += [part for section in sections for part in section.markdown()]
     parts += [table.markdown().rstrip() for table in tables]
     if learned:
         parts += ["## What the models learned", *(plain(line) for model in learned for line in model.lines)]
     text = "\n\n".join(parts)
-    page = _page(title, words, tables, groups, "".join(model.html for model in learned))
+    added = _about_html(about) + "".join(map(_section_html, sections))
+    page = _page(title, words, added, tables, groups, "".join(model.html for model in learned))
     try:
         for name, content in (("report.html", page), ("report.md", text + "\n")):
             write_aside(out / name, content)
@@ -160,11 +172,31 @@ def write(folders: Sequence[Path], output_dir: Path | None = None) -> Report:
     return Report(out / "report.html", out / "report.md", text)
 
 
-def _page(title: str, words: Sequence[str], tables: Sequence[Table], groups: Sequence[Group], learned: str) -> str:
+def _about_html(about: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(said)}</dd>" for label, said in about)
+    return f"<section><h2>What was compared</h2><dl>{rows}</dl></section>" if about else ""
+
+
+def _section_html(section: Section) -> str:
+    figures = []
+    for name, title, caption, figure in section.figures:
+        svg = drawing.svg(figure, name, title)
+        heading = f"<figcaption><h3>{html.escape(title)}</h3></figcaption>"
+        figures.append(f"<figure>{heading}{svg}<p>{html.escape(caption)}</p></figure>")
+    shown = f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+    tables = "".join(table.html() for table in section.tables)
+    title = f"<h2>{html.escape(section.title)}</h2>"
+    return f"<section>{title}{_paragraphs(section.paragraphs)}{shown}</section>{tables}"
+
+
+def _page(
+    title: str, words: Sequence[str], added: str, tables: Sequence[Table], groups: Sequence[Group], learned: str
+) -> str:
     styles = drawing.styles([group.is_baseline for group in groups])
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<section class="verdict"><h2>Is it better?</h2>{_paragraphs(words)}</section>' if words else "",
+        added,
         *(table.html() for table in tables[:-1]),
         charts_html(groups, styles),
         f"<section><h2>What the models learned</h2>{learned}</section>" if learned else "",
