@@ -82,7 +82,7 @@ class Trainer:
         self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
         self.case, plan = case, case.plan
         block_size, sequences = plan.block_size, plan.train_batch_size
-        positions = plan.spec.model_class.positions(block_size)
+        positions = plan.spec.on_meta(plan.model_config()).positions(block_size)
         self.items = sequences * (block_size - 1) / plan.gradient_accumulation_steps  # as `training` counts labels
         self.step = (engine_step if case.loop == "deepspeed" else plain_step)(self)
         self.losses: list[torch.Tensor] = []

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 GPT2_VOCABULARY = 50_257
 
-# The GPT-2 family (Radford et al., 2019, table 2; GPT2Config on the Hub), and a size for CPUs.
+# The GPT-2 family (Radford et al., 2019, table 2; GPT2Config on the Hub), and sizes below it for CPUs and for a ladder
+# of sizes: with heads of 32 and a vocabulary of 2,048, 0.3, 2.2, 8 and 26 million parameters.
 SIZES: dict[str, dict[str, int]] = {
+    "pico": {"n_layer": 4, "n_embd": 64, "n_head": 2},
     "nano": {"n_layer": 4, "n_embd": 192, "n_head": 6},
+    "micro": {"n_layer": 6, "n_embd": 320, "n_head": 10},
+    "mini": {"n_layer": 8, "n_embd": 512, "n_head": 16},
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12},
     "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16},
     "gpt2-large": {"n_layer": 36, "n_embd": 1280, "n_head": 20},

@@ -131,6 +131,31 @@ def test_sums_of_the_streams_are_those_of_the_logits(padded, head, monkeypatch):
         assert total == pytest.approx(mean.item() * count, rel=1e-12)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_the_loss_weighs_infill_as_asked(weight):
+    """By the sums of the two streams of a model that weighs them alike; with and without logits, padded too."""
+    fields = {"n_positions": 24}
+    plain = tiny("duo_predict", **fields).double().eval()
+    model = tiny("duo_predict", infill_weight=weight, **fields).double().eval()
+    model.load_state_dict(plain.state_dict())
+    ids = random_ids(2, 24)
+    scores = plain.score(ids)
+    n, m = (int(scores[name].valid.sum(1)[0]) for name in ("next_token", "infill"))
+    by_row = [scores[name].nll.sum(1) for name in ("next_token", "infill")]
+    expected = ((by_row[0] + weight * by_row[1]) / (n + weight * m)).mean()
+    torch.testing.assert_close(model(ids, labels=ids).loss, expected)
+    torch.testing.assert_close(model(ids, labels=ids, skip_logits=True).loss, expected)
+    torch.testing.assert_close(model.infill_log_probs(ids), plain.infill_log_probs(ids))
+    assert model.positions(24) == (24 if weight == 0 else 47)
+    assert ("infill" in model.score(ids)) == (weight > 0)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_a_weight_that_is_none_is_an_error(weight):
+    with pytest.raises(ValueError, match=r"infill_weight=.*0 or more is allowed"):
+        DuoPredictGPT2Config(infill_weight=weight)
+
+
 def test_ignored_labels_count_in_neither_stream():
     model, ids = tiny("duo_predict").double(), random_ids(1, 8)
     labels = ids.clone()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data import Data
-from ..measuring import flops_per_token
+from ..measuring import applied_parameters, flops_per_token
 from ..registry import Variant
 from ..variant_code import known
 from . import optimizer_json
@@ -200,7 +200,8 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
         init_from=options.init_from,
         num_parameters=parameters,
         flops_per_token=flops_per_token(
-            parameters, config.n_layer, config.n_embd, options.block_size, model.positions(options.block_size)
+            *(applied_parameters(model), config.n_layer, config.n_embd),
+            *(options.block_size, model.positions(options.block_size)),
         ),
         dataset=options.dataset,
         tokenizer=options.tokenizer,

@@ -3,7 +3,7 @@
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..measuring import flops_per_token
+from ..measuring import applied_parameters, flops_per_token
 from .subject import VOCABULARY, Subject
 
 TOLERANCE = 0.1
@@ -24,7 +24,8 @@ def flops_as_counted(subject: Subject) -> str | None:
             model(ids, labels=ids, skip_logits=True).loss.backward()
         counts.append(counter.get_total_flops() / tokens)
     config, positions = model.config, model.positions(tokens)
-    said = flops_per_token(model.num_parameters(), config.n_layer, config.n_embd, tokens, positions)
+    applied = applied_parameters(subject.variant.on_meta(config))
+    said = flops_per_token(applied, config.n_layer, config.n_embd, tokens, positions)
     # positions that are looked up, not multiplied, are among the parameters of the formula
     said -= 6 * sum(p.numel() for p in model.transformer.wpe.parameters()) * positions / tokens
     if (1 - TOLERANCE) * min(counts) <= said <= (1 + TOLERANCE) * max(counts):

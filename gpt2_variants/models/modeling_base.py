@@ -98,8 +98,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         self.lm_head = self.head_class(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 
-    @staticmethod
-    def positions(num_tokens: int) -> int:
+    def positions(self, num_tokens: int) -> int:
         """How many positions the blocks compute for a sequence of `num_tokens` training tokens."""
         return num_tokens
 

@@ -15,6 +15,7 @@ Shape legend: B batch, S tokens, H heads, D head size, E = H * D, V vocabulary (
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import GenerationConfig, GenerationMixin, GPT2Config
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 
 from .duo_predict_attention import DuoPredictAttention, infill_mask
 from .duo_predict_attention import infill_visibility as infill_visibility  # part of the variant, told here too
@@ -47,9 +48,12 @@ class DuoPredictGPT2Config(GPT2Config):
         leak_free: a mask slot sees its right neighbour in the first layer only. False is the published pattern, which
             leaks; it is the default because published configs, which lack the field, must give the published logits.
             The registry trains with True.
+        infill_weight: what a prediction of a mask slot counts in the loss beside one of the token stream; 1 as
+            published. With 0 no mask slots are run, and the cost is GPT-2's.
 
     Raises:
-        ValueError: `mask_token_id` is outside the vocabulary, or `leak_free` is not a bool.
+        ValueError: `mask_token_id` is outside the vocabulary, `leak_free` is not a bool, or `infill_weight` is negative
+            or not finite.
     """
 
     model_type = "duo-predict-gpt2"
@@ -63,11 +67,14 @@ class DuoPredictGPT2Config(GPT2Config):
     vocab_size: int = 50258
     mask_token_id: int | None = None
     leak_free: bool = False
+    infill_weight: float = 1.0
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         if not isinstance(self.leak_free, bool):
             raise ValueError(f"leak_free={self.leak_free!r}: true or false is allowed")
+        if not 0 <= self.infill_weight < math.inf:
+            raise ValueError(f"infill_weight={self.infill_weight!r}: 0 or more is allowed")
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
         if not 0 <= self.mask_token_id < self.vocab_size:
@@ -199,10 +206,9 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
     transformer_class = DuoPredictGPT2Model
     sees_ahead = MappingProxyType({"infill": 1})
 
-    @staticmethod
-    def positions(num_tokens: int) -> int:
-        """The tokens and one mask slot for each but the last."""
-        return 2 * num_tokens - 1
+    def positions(self, num_tokens: int) -> int:
+        """The tokens and, unless infill counts nothing, one mask slot for each but the last."""
+        return 2 * num_tokens - 1 if self.config.infill_weight else num_tokens
 
     def generate(
         self,
@@ -224,9 +230,9 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
             generation_config.suppress_tokens = suppressed
         return super().generate(inputs, generation_config, *args, **kwargs)
 
-    def encode(self, **inputs: Any) -> StreamsOutput:
-        """Run both streams."""
-        return self.transformer(infill=True, **inputs)
+    def encode(self, **inputs: Any) -> Any:
+        """Run both streams; the token stream alone where infill counts nothing."""
+        return self.transformer(infill=True, **inputs) if self.config.infill_weight else super().encode(**inputs)
 
     def streams_of(
         self,
@@ -240,17 +246,25 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
         `shift_labels` are for the token stream alone.
         """
         streams = super().streams_of(outputs, labels, attention_mask, shift_labels)
+        if not isinstance(outputs, StreamsOutput) or outputs.infill_hidden_state is None:
+            return streams
         has_neighbour = _has_neighbour(labels, attention_mask, outputs.sequences)
         streams["infill"] = (outputs.infill_hidden_state, labels[:, :-1].masked_fill(~has_neighbour, IGNORE_INDEX))
         return streams
 
-    def weights_of(self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """One half each where a sequence has as many predictions in one stream as in the other.
+    def weights_of(
+        self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor] | None:
+        """One half each where a sequence has as many predictions in one stream as in the other, and both count alike.
 
-        In general those of a sequence count n / (n + m) each, with n its next-token labels and m its infill
-        predictions: the loss is the mean over a sequence's predictions of both streams, and over the sequences by their
-        next-token labels. So batches can be cut up by rows, with `num_items_in_batch` as everywhere in transformers.
+        In general the next-token predictions of a sequence count n / (n + w m) each, with n its next-token labels, m
+        its infill predictions and w the `infill_weight`, and the infill predictions w times that: the loss is the
+        weighted mean over a sequence's predictions of both streams, and over the sequences by their next-token labels.
+        So batches can be cut up by rows, with `num_items_in_batch` as everywhere in transformers.
         """
+        if "infill" not in valid:
+            return None
+        weight = self.config.infill_weight
         if outputs.sequences is None:
             count = {name: part.sum(1, keepdim=True) for name, part in valid.items()}
         else:
@@ -259,10 +273,12 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
                 name: torch.zeros_like(outputs.sequences).scatter_add(1, sequence[name], part.long())
                 for name, part in valid.items()
             }
-        share = count["next_token"].to(dtype) / (count["next_token"] + count["infill"]).clamp(min=1)
+        labels, slots = count["next_token"], count["infill"]
+        share = labels.to(dtype) / (labels + (slots if weight == 1 else weight * slots)).clamp(min=1)
+        counts = {"next_token": share, "infill": share if weight == 1 else weight * share}
         if outputs.sequences is None:
-            return {name: share.expand(part.shape) for name, part in valid.items()}
-        return {name: share.gather(1, sequence[name]) for name in valid}
+            return {name: counts[name].expand(part.shape) for name, part in valid.items()}
+        return {name: counts[name].gather(1, sequence[name]) for name in valid}
 
     @torch.no_grad()
     def infill_log_probs(
@@ -292,14 +308,18 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
             labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
             if position_ids is None:
                 position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        streams = self.prediction_streams(input_ids, labels, attention_mask=attention_mask, position_ids=position_ids)
-        scores = score_targets(self.lm_head, *streams["infill"])
+        outputs = self.transformer(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, infill=True, use_cache=False
+        )
+        scores = score_targets(self.lm_head, *self.streams_of(outputs, labels, attention_mask)["infill"])
         return (-scores.nll).masked_fill(~scores.valid, torch.nan)
 
     def loss_with_logits(
         self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
-    ) -> DuoPredictOutput:
-        """Logits of both streams and the loss over both."""
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Logits of both streams and the loss over both; of the token stream alone where infill counts nothing."""
+        if not self.config.infill_weight:
+            return super().loss_with_logits(inputs, labels, logits_to_keep, **about_loss)
         self._check_own_loss(logits_to_keep)
         num_items_in_batch = about_loss.pop("num_items_in_batch")
         outputs, streams = self.run_streams(inputs, labels, **about_loss)
