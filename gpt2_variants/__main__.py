@@ -51,8 +51,14 @@ def main(argv: list[str] | None = None) -> int:
     if words[told : told + 1] == ["train"]:
         return train(words[told + 1 :], f"{_PROGRAM} train")
     try:
-        arguments = make_parser().parse_args(argv)
-        code = COMMANDS[arguments.command].run(arguments)
+        parser = make_parser()
+        arguments, rest = parser.parse_known_args(words)
+        command = COMMANDS[arguments.command]
+        if command.takes_options_of_training:
+            arguments.words, arguments.rest = words, rest
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        code = command.run(arguments)
         sys.stdout.flush()
     except (UsageError, DataError, FileNotFoundError) as err:
         print("\n".join(f"error: {line}" for line in str(err).splitlines()), file=sys.stderr)

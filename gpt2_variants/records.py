@@ -4,6 +4,7 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 
 - `schema`: 2.
 - `status`: running, finished, interrupted or failed; `reason`: why, in words, or null.
+- `not_finite_at`: the step whose loss was not finite, of a run that ended by it; else null.
 - `plan`: what the run is, every field of `config.plan.Plan` with its value.
 - `asked`: option -> value, what was asked for on the command line, and the preset.
 - `options`: all options with their values as resolved; `deepspeed_json`: the DeepSpeed JSON as it was given.

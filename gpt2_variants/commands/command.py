@@ -15,6 +15,7 @@ class Command:
         help: what it does, for the list of commands; without a full stop.
         add_arguments: adds its arguments to its parser.
         run: does it; the exit code, None for 0. It raises `UsageError` for faults in what was asked.
+        takes_options_of_training: what its parser does not know is handed to it as `rest`, and all words as `words`.
     """
 
     name: str
@@ -22,3 +23,4 @@ class Command:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
+    takes_options_of_training: bool = False

@@ -61,7 +61,7 @@ def say_not_finite(record: RunRecord, err: NonFiniteLoss, folder: Path, plan: Pl
     root = folder / "checkpoints"
     marked = checkpoint.mark_not_finite(root, err.step - 1, str(err))
     passed = f"; {', '.join(marked)}, whose weights gave it, is passed over" if marked else ""
-    record.update(status="failed", reason=f"{err}{passed}")
+    record.update(status="failed", reason=f"{err}{passed}", not_finite_at=err.step)
     rate = RECIPE["lr"] if plan.learning_rate is None else min(plan.learning_rate / 10, 1e-3)
     again = f"--resume_from_checkpoint auto --output_dir {shlex.quote(str(folder))} --learning_rate {rate:g}"
     newest, _ = checkpoint.newest_valid(root)

@@ -205,6 +205,7 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         schema=SCHEMA,
         status="running",
         reason=None,
+        not_finite_at=None,
         variant=plan.variant,
         plan=as_dict(plan),
         asked={**options.asked, "preset": options.preset},

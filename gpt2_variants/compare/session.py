@@ -1,0 +1,229 @@
+"""The order of an experiment: check all, say what it takes, tune, train, report. It can be gone on with at any time."""
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..config.command_line import parse
+from ..config.plan import Plan
+from ..faults import UsageError
+from ..folders import write_aside
+from ..training.session import prepare
+from . import forecast
+from .experiment import Experiment, Trial
+from .runner import Runner, Stopped
+from .state import DIVERGED, OPEN, differences, finished_run, state
+from .tuning import Choice, Unit, choose, extended
+
+CLOSE = 0.005  # two lengths of training that differ by less are the same
+
+
+@dataclass
+class Session:
+    """An experiment on its way.
+
+    Attributes:
+        experiment: what is run.
+        rates: the learning rates tried so far.
+        choices: what they came to.
+        failures: what did not finish, a line each.
+    """
+
+    experiment: Experiment
+    rates: list[float] = field(default_factory=list)
+    choices: dict[Unit, Choice] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def _plans(self) -> dict[tuple, Plan]:
+        return {}
+
+    def plan(self, trial: Trial) -> Plan:
+        """The plan of `trial`, but for its seed. Raises `UsageError` with its faults."""
+        key = (trial.entry, trial.size, trial.rate, trial.steps)
+        if key not in self._plans:
+            words = self.experiment.options(trial)
+            at = words.index("--resume_from_checkpoint")  # the plan of a new run, in a folder that is not there
+            words = [*words[: at - 1], str(self.experiment.output_dir / "new" / trial.folder), *words[at + 2 :]]
+            _, self._plans[key] = prepare(parse(words))
+        return self._plans[key]
+
+    def with_length(self, trial: Trial) -> Trial:
+        """`trial` with as many steps as its size and what it is to be equal in ask for."""
+        experiment, base = self.experiment, experiment_base(self.experiment, trial)
+        steps = None
+        if experiment.tokens_per_parameter is not None:
+            plan = self.plan(base)
+            tokens = experiment.tokens_per_parameter * plan.num_parameters
+            steps = max(1, round(tokens / (plan.train_batch_size * plan.block_size)))
+        trial = Trial(trial.entry, trial.size, trial.seed, trial.rate, steps, trial.purpose)
+        if trial.purpose in ("tuning", "tokens") or trial.entry.is_baseline:
+            return trial
+        theirs, ours = self.plan(Trial(base.entry, base.size, base.seed, base.rate, steps)), self.plan(trial)
+        ratio = theirs.flops_per_token / ours.flops_per_token
+        if trial.purpose == "time":
+            ratio = self._speed(trial) / self._speed(base)
+        fair = max(1, round(theirs.total_steps * ratio))
+        return Trial(trial.entry, trial.size, trial.seed, trial.rate, fair, trial.purpose)
+
+    def _speed(self, trial: Trial) -> float:
+        """Tokens per second over the finished runs at equal tokens. Raises `UsageError` where there is none."""
+        runs = [finished_run(self.experiment.output_dir / self._of_seed(trial, seed).folder) for seed in self.seeds]
+        speeds = sorted(run.tokens_per_second for run in runs if run is not None and run.tokens_per_second)
+        if not speeds:
+            raise UsageError([f"--equal time: no run of {trial.entry.label} at equal tokens is finished to go by"])
+        return speeds[len(speeds) // 2]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that are reported."""
+        return self.experiment.seeds
+
+    @staticmethod
+    def _of_seed(trial: Trial, seed: int) -> Trial:
+        return Trial(trial.entry, trial.size, seed, trial.rate)
+
+    def tuning(self) -> list[Trial]:
+        """The runs that try the rates there are."""
+        return [self.with_length(trial) for trial in self.experiment.tuning(self.rates)]
+
+    def results(self, purpose: str) -> list[Trial]:
+        """The runs that are reported; one that would be as long as that at equal tokens is left out."""
+        chosen: dict[Unit, float | None] = dict.fromkeys(self.experiment.units)
+        if self.experiment.rates:
+            chosen = {unit: choice.rate for unit, choice in self.choices.items() if choice.rate is not None}
+        trials = [self.with_length(trial) for trial in self.experiment.results(chosen, purpose)]
+        if purpose == "tokens":
+            return trials
+        return [t for t in trials if not t.entry.is_baseline and not self._as_long(t, self.plan(t).total_steps)]
+
+    def _as_long(self, trial: Trial, steps: int) -> bool:
+        at_tokens = self.with_length(Trial(trial.entry, trial.size, trial.seed, trial.rate))
+        return math.isclose(steps, self.plan(at_tokens).total_steps, rel_tol=CLOSE)
+
+    def check(self, trials: Iterable[Trial]) -> None:
+        """Raise `UsageError` with all faults of the runs, and with what finished ones were trained with otherwise."""
+        lines: dict[str, None] = {}
+        for trial in trials:
+            try:
+                plan, folder = self.plan(trial), self.experiment.output_dir / trial.folder
+                cure = "give another folder, or the options of then"
+                for difference in differences(folder, plan):
+                    lines[f"--output_dir {folder}: was trained with {difference}; {cure}"] = None
+            except UsageError as err:
+                lines |= dict.fromkeys(err.lines)
+        if lines:
+            raise UsageError(list(lines))
+
+    def train(self, trials: Sequence[Trial], what: str) -> None:
+        """Train what of `trials` is this process's and not finished. Raises `Stopped` after a signal."""
+        experiment = self.experiment
+        mine = [t for t in trials if experiment.is_mine(t.size, t.entry)]
+        left = [t for t in mine if state(experiment.output_dir / t.folder) == OPEN]
+        if left:
+            say(f"{what}: {len(left)} runs, {len(mine) - len(left)} are there already")
+        runner = Runner(experiment.jobs, experiment.gpus_per_run)
+        work = [(experiment.output_dir / t.folder, experiment.options(t)) for t in left]
+        for done, (index, ended) in enumerate(runner.run(work), start=1):
+            folder = work[index][0]
+            run = finished_run(folder)
+            loss = "-" if run is None else f"loss {run.final.get('eval_loss', math.nan):.4f}"
+            if run is None:
+                diverged = state(folder) == DIVERGED
+                loss = "the loss was not finite" if diverged else f"failed ({ended.code}): {ended.last_line}"
+                if not (diverged and left[index].purpose == "tuning"):
+                    self.failures.append(f"{left[index]}: {loss}; see {folder}.log")
+            say(f"[{done}/{len(left)}] {left[index]}: {loss}, {ended.seconds:.0f} s")
+
+    def choose_rates(self) -> None:
+        """Choose each entry's rate; try one more step of the grid, for all, where some entry's best is at its edge."""
+        mine = [unit for unit in self.experiment.units if self.experiment.is_mine(*unit)]
+        self.choices = {unit: choose(self.experiment, unit, self.rates) for unit in mine}
+        if more := extended(self.rates, list(self.choices.values())):
+            say(f"a best rate lies at the edge of the grid: {', '.join(f'{rate:g}' for rate in more)} for every entry")
+            self.rates = sorted([*self.rates, *more])
+            self.train(self.tuning(), "tuning")
+            self.choices = {unit: choose(self.experiment, unit, self.rates) for unit in mine}
+        for (size, entry), choice in self.choices.items():
+            at = f" at {size}" if size else ""
+            if choice.rate is None:
+                self.failures.append(f"{entry.label}{at}: no learning rate gave a finite loss; it is left out")
+            elif choice.edge:
+                say(f"{entry.label}{at}: its best rate, {choice.rate:g}, lies at the edge of what was tried")
+
+
+def experiment_base(experiment: Experiment, trial: Trial) -> Trial:
+    """The baseline's run that `trial` is to be equal to, at equal tokens."""
+    return Trial(experiment.baseline, trial.size, trial.seed, trial.rate)
+
+
+def compare(experiment: Experiment, dry_run: bool = False) -> int:
+    """Run the experiment, what of it is not there already, and write its report.
+
+    Returns:
+        The exit code: 0; 1 if a run failed, which is said; 128 and a signal's number after a signal.
+
+    Raises:
+        UsageError: the options do not fit; nothing was written.
+    """
+    session = Session(experiment, sorted(experiment.rates))
+    tuning = session.tuning() if experiment.rates else []
+    results = session.results("tokens") if not experiment.rates else _results_to_come(session)
+    session.check([*tuning, *results] if not experiment.rates else tuning)
+    left = [t for t in [*tuning, *results] if state(experiment.output_dir / t.folder) == OPEN]
+    if left:
+        measured = forecast.measure(experiment, experiment_base(experiment, left[0]))
+        plans = [session.plan(trial) for trial in left]
+        say(forecast.forecast(plans, measured, experiment.jobs, experiment.output_dir))
+        if more := [axis for axis in experiment.equal if axis != "tokens"]:
+            say(f"and those that are to end at equal {' and '.join(more)}, where that is not the same")
+    if dry_run:
+        return 0
+    write_aside(experiment.output_dir / "experiment.json", experiment.saved())
+    try:
+        _run(session, tuning)
+    except Stopped as err:
+        say(f"stopped by {err}: the same command goes on")
+        return 128 + err.number
+    return _finish(session)
+
+
+def _results_to_come(session: Session) -> list[Trial]:
+    """The runs that are reported, while their rates are not chosen: at the first of the rates."""
+    rates: dict[Unit, float | None] = dict.fromkeys(session.experiment.units, session.rates[0])
+    return [session.with_length(trial) for trial in session.experiment.results(rates)]
+
+
+def _run(session: Session, tuning: Sequence[Trial]) -> None:
+    experiment = session.experiment
+    if experiment.rates:
+        session.train(tuning, "tuning")
+        session.choose_rates()
+    for purpose in experiment.equal:
+        trials = session.results(purpose)
+        session.check(t for t in trials if experiment.is_mine(t.size, t.entry))
+        session.train(trials, "runs" if purpose == "tokens" else f"runs to equal {purpose}")
+
+
+def _finish(session: Session) -> int:
+    experiment = session.experiment
+    for line in session.failures:
+        say(f"not finished: {line}")
+    if experiment.rates:
+        session.choices = {unit: choose(experiment, unit, session.rates) for unit in experiment.units}
+        told = {
+            f"{entry.label}{f' {size}' if size else ''}": dict(c.losses) for (size, entry), c in session.choices.items()
+        }
+        write_aside(experiment.output_dir / "tuning.json", json.dumps(told, indent=2) + "\n")
+    from .pages import write_report  # draws, which the runs do not need
+
+    write_report(experiment, session.choices)
+    return 1 if session.failures else 0
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    print(line, file=sys.stderr, flush=True)

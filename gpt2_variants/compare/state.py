@@ -1,0 +1,38 @@
+"""How far the runs of an experiment have come, read from their folders."""
+
+import json
+from pathlib import Path
+
+from ..config.plan import Plan, as_dict, recipe
+from ..records import read_facts
+from ..report.runs import SavedRun, read_run
+
+FINISHED, DIVERGED, OPEN = "finished", "diverged", "open"
+
+
+def state(folder: Path) -> str:
+    """Whether the run in `folder` is finished, has diverged (its loss was not finite), or is to be run."""
+    try:
+        facts = read_facts(folder)
+    except (OSError, ValueError):
+        return OPEN
+    if facts.get("status") == "finished":
+        return FINISHED
+    return DIVERGED if facts.get("not_finite_at") is not None else OPEN
+
+
+def finished_run(folder: Path) -> SavedRun | None:
+    """The run in `folder`, if it is finished."""
+    return read_run(folder) if state(folder) == FINISHED else None
+
+
+def differences(folder: Path, plan: Plan) -> list[str]:
+    """What the run in `folder` was trained with that `plan` says otherwise, "name old, not new"; empty for no run."""
+    if not (folder / "run.json").is_file():
+        return []
+    then, now = (recipe(p) for p in (read_run(folder).plan, json.loads(json.dumps(as_dict(plan)))))
+    return [
+        f"{name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
