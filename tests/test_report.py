@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gpt2_variants import __main__, drawing, report
 from gpt2_variants.faults import UsageError
@@ -87,7 +88,10 @@ def test_seeds_are_averaged_with_their_sample_standard_deviation(tmp_path, text_
     assert (perplexity.mean, perplexity.sd) == pytest.approx((np.exp(ends).mean(), np.exp(ends).std(ddof=1)))
     text = text_of(runs)
     cells = row(text, "Validation", "gpt2")
-    assert cells[1:4] == ["3", "4.0667 ± 0.2082", f"{np.exp(ends).mean():.2f} ± {np.exp(ends).std(ddof=1):.2f}"]
+    intervals = [stats.ttest_1samp(x, 0).confidence_interval() for x in (ends, np.exp(ends))]
+    (a, b), (c, d) = intervals
+    perplexity = f"{np.exp(ends).mean():.2f} ± {np.exp(ends).std(ddof=1):.2f}"
+    assert cells[1:4] == ["3", f"4.0667 ± 0.2082 [{a:.4f}, {b:.4f}]", f"{perplexity} [{c:.2f}, {d:.2f}]"]
     assert cells[6:9] == ["20", "2,000", "2e6"]  # the same for every seed: no spread
 
 
@@ -126,7 +130,7 @@ def test_a_run_that_is_not_finished_is_shown_and_neither_averaged_nor_compared(t
     other = make_run(tmp_path / "other", variant="parallel", status="running", losses={10: 1.0})
     whole = make_run(tmp_path / "whole", variant="drift")
     text = text_of([*base, cut, other, whole])
-    assert row(text, "Validation", "gpt2")[1:3] == ["2", "4.0000"]
+    assert row(text, "Validation", "gpt2")[1:3] == ["2", "4.0000 [4.0000, 4.0000]"]
     assert row(text, "Validation", "gpt2 (interrupted at step 10, seed 3)")[1:3] == ["1", "1.0000"]
     assert row(text, "Cost", "gpt2 (interrupted at step 10, seed 3)")[5] == "20"
     assert "parallel (running at step 10, seed 42): not finished, and not compared." in text
@@ -162,24 +166,24 @@ def test_equal_tokens_and_equal_flops_by_linear_interpolation(tmp_path, text_of)
     v = judged(base, duo)
     at = np.interp(2500, [1000, 2000, 3000], [6.0, 5.0, 4.5])
     assert v.at_tokens.place == 2500
-    assert v.at_tokens.loss == pytest.approx(4.6 - at)
+    assert v.at_tokens.estimate.mean == pytest.approx(4.6 - at)
     assert v.at_tokens.percent == pytest.approx(100 * (math.exp(4.6 - at) - 1))
     # duo's tokens cost twice as many FLOPs: of the baseline's 3,000,000 it had seen 1,500 tokens
     ours = np.interp(1500, [1000, 2500], [5.8, 4.6])
     assert v.at_flops.place == 3_000_000
-    assert v.at_flops.loss == pytest.approx(ours - 4.5)
+    assert v.at_flops.estimate.mean == pytest.approx(ours - 4.5)
     assert v.at_flops.percent == pytest.approx(100 * (math.exp(ours - 4.5) - 1))
     assert v.ratios["flops_per_token"] == 2
     text = text_of([base, duo])
-    assert "One seed each: a difference of one seed cannot be told from chance" in text
+    assert "too few seeds: at least two of each are needed to tell a difference from chance" in text
     assert "At equal cost duo_predict stood at step 15 of 25" in text
-    assert "--max_steps 15 " in text
+    assert "`python -m gpt2_variants compare --equal flops` trains the fair one, of --max_steps 15." in text
     assert "At equal data gpt2 stood at step 25 of 30" in text
 
 
 def test_runs_that_end_together_are_read_at_their_ends(tmp_path):
     v = judged(make_run(tmp_path / "a"), make_run(tmp_path / "b", variant="drift", losses={10: 9.0, 20: 3.9}))
-    assert v.at_tokens.loss == pytest.approx(-0.1)
+    assert v.at_tokens.estimate.mean == pytest.approx(-0.1)
     assert v.at_tokens.at_the_end
     assert v.notes == []
 
@@ -190,28 +194,213 @@ def test_before_a_runs_first_evaluation_nothing_is_compared(tmp_path):
     assert "they have no evaluation in common" in " ".join(report.verdict_text([v], [v.baseline, v.group]))
 
 
+PAIRED = {"train_batch_size": 8}  # the data order of a seed is known
+
+
 @pytest.mark.parametrize(
-    ("ends", "words"),
+    ("ends", "word", "words"),
     [
-        ([4.00, 4.02], "at equal data not told from chance (within two standard errors)"),
-        ([3.70, 3.74], "at equal data better, by more than two standard errors"),
-        ([4.50, 4.54], "at equal data worse, by more than two standard errors"),
+        ([4.00, 4.02], "undecided", "at equal data (2,000 training tokens) undecided: no difference larger than "),
+        ([3.70, 3.74], "better", "at equal data (2,000 training tokens) better: perplexity \N{MINUS SIGN}28.1 ["),
+        ([4.50, 4.54], "worse", "at equal data (2,000 training tokens) worse: perplexity +60.0 ["),
     ],
 )
-def test_from_two_seeds_on_the_difference_has_a_standard_error(ends, words, tmp_path, text_of):
+def test_from_two_seeds_on_a_difference_has_an_interval_and_a_verdict(ends, word, words, tmp_path, text_of):
     base_ends = [4.0, 4.1, 4.05]
     base = [make_run(tmp_path / f"b{n}", seed=n, losses={20: end}) for n, end in enumerate(base_ends)]
     ours = [make_run(tmp_path / f"v{n}", "drift", n, losses={20: end}) for n, end in enumerate(ends)]
-    v = judged(*base, *ours)
-    error = math.sqrt(np.var(base_ends, ddof=1) / 3 + np.var(ends, ddof=1) / 2)
-    difference = np.mean(ends) - np.mean(base_ends)
-    assert v.at_tokens.error == pytest.approx(error)
-    assert v.at_tokens.loss == pytest.approx(difference)
-    assert v.at_tokens.clear == (abs(difference) > 2 * error)
+    found = judged(*base, *ours).at_tokens
+    test = stats.ttest_ind(ends, base_ends, equal_var=False)
+    interval = test.confidence_interval()
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(interval)
+    assert found.estimate.mean == pytest.approx(np.mean(ends) - np.mean(base_ends))
+    assert found.p_adjusted == found.estimate.p == pytest.approx(test.pvalue)
+    assert (found.percent_low, found.percent_high) == pytest.approx([100 * (math.exp(x) - 1) for x in interval])
+    assert (found.word, found.comparisons, found.estimate.paired) == (word, 1, False)
+    text = text_of([*base, *ours])
+    assert f"drift against gpt2: {words}" in text
+    cells = row(text, "Against the baseline", "drift | gpt2 | tokens")
+    signed = [f"{x:+.4f}".replace("-", "\N{MINUS SIGN}") for x in (found.estimate.mean, *interval)]
+    assert cells[2:6] == ["tokens", "2,000", "2 and 3", f"{signed[0]} [{signed[1]}, {signed[2]}]"]
+    assert cells[7:] == ["&lt; 0.001" if test.pvalue < 0.001 else f"{test.pvalue:.3f}", word]
+
+
+def make_seeds(folder, variant, ends, first=1, **facts):
+    """Runs of the seeds from `first` on, that end at these losses."""
+    options = PAIRED | facts.pop("options", {})
+    return [
+        make_run(folder / f"{variant}-{n}", variant, n, losses={10: 5.0, 20: end}, options=dict(options), **facts)
+        for n, end in enumerate(ends, first)
+    ]
+
+
+def test_seeds_are_paired_where_their_data_come_in_one_order(tmp_path):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.4, 4.2])
+    ours = make_seeds(tmp_path, "drift", [3.9, 4.31, 4.08])
+    found = judged(*base, *ours).at_tokens
+    differences = [-0.1, -0.09, -0.12]
+    half = 4.302653 * np.std(differences, ddof=1) / math.sqrt(3)
+    assert found.estimate.paired
+    assert found.estimate.n == 3
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(
+        (np.mean(differences) - half, np.mean(differences) + half)
+    )
+    assert found.word == "better"
+    unpaired = make_seeds(tmp_path / "other", "drift", [3.9, 4.31, 4.08], options={"train_batch_size": 4})
+    found = judged(*base, *unpaired).at_tokens
+    assert not found.estimate.paired
+    assert found.estimate.p == pytest.approx(
+        stats.ttest_ind([3.9, 4.31, 4.08], [4.0, 4.4, 4.2], equal_var=False).pvalue
+    )
+    assert found.word == "undecided"
+
+
+def test_seeds_that_one_side_lacks_stand_in_no_pair_and_that_is_said(tmp_path):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.4, 4.2, 9.0])
+    v = judged(*base, *make_seeds(tmp_path, "drift", [9.0, 3.9, 4.31], first=0)[1:])
+    assert (v.at_tokens.estimate.n, v.at_tokens.estimate.mean) == (2, pytest.approx(-0.095))
+    assert v.notes == ["Compared by pairs of seeds: of gpt2 3, 4 stand in none."]
+    # one seed in common is no pair of pairs
+    apart = judged(*base, *make_seeds(tmp_path / "apart", "drift", [4.0, 4.1, 4.2], first=4))
+    assert not apart.at_tokens.estimate.paired
+    assert apart.at_tokens.word == "undecided"
+
+
+def test_a_seed_twice_counts_once_and_is_not_paired(tmp_path):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.4])
+    again = make_run(tmp_path / "again", seed=2, losses={10: 5.0, 20: 4.6}, options=dict(PAIRED))
+    ours = make_seeds(tmp_path, "drift", [3.9, 4.3])
+    found = judged(*base, again, *ours).at_tokens
+    assert not found.estimate.paired
+    assert found.estimate.p == pytest.approx(stats.ttest_ind([3.9, 4.3], [4.0, 4.5], equal_var=False).pvalue)
+    same = judged(base[0], make_run(tmp_path / "same", seed=1, options=dict(PAIRED)), *ours).at_tokens
+    assert (same.word, same.p_adjusted, same.estimate.low) == ("too few seeds", None, None)
+
+
+def test_p_values_are_adjusted_for_the_variants_of_a_page(tmp_path, text_of):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.4, 4.2])
+    names = ("drift", "parallel", "diffusion")
+    ends = ([3.9, 4.31, 4.08], [3.85, 4.21, 4.05], [4.1, 4.3, 4.25])
+    runs = [run for name, of_name in zip(names, ends, strict=True) for run in make_seeds(tmp_path, name, of_name)]
+    alone = [stats.ttest_rel(of_name, [4.0, 4.4, 4.2]).pvalue for of_name in ends]
+    verdicts = report.judge(groups_of(*base, *runs))
+    smallest, middle, largest = sorted(alone)
+    adjusted = {smallest: 3 * smallest, middle: max(3 * smallest, 2 * middle)}
+    adjusted[largest] = max(adjusted[middle], largest)
+    for axis in ("tokens", "flops", "time"):
+        found = [getattr(v, f"at_{axis}") for v in verdicts]
+        assert [d.estimate.p for d in found] == pytest.approx(alone)
+        assert [d.p_adjusted for d in found] == pytest.approx([adjusted[p] for p in alone])
+        assert [d.comparisons for d in found] == [3, 3, 3]
+    assert alone[0] < 0.05 < 3 * alone[0] + 0.05
+    assert f"p = {adjusted[alone[2]]:.3f} adjusted for 3 comparisons" in text_of([*base, *runs])
+
+
+def test_the_words_of_what_was_not_told_name_what_was_not_found_and_what_it_would_take(tmp_path, text_of):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.4, 4.2])
+    differences = np.array([0.0, -0.03, 0.03]) + 0.004
+    ours = make_seeds(tmp_path, "drift", list(np.array([4.0, 4.4, 4.2]) + differences))
+    half = 4.302653 * 0.03 / math.sqrt(3)
+    n = next(n for n in range(2, 1000) if stats.t.ppf(0.975, n - 1) * 0.03 / math.sqrt(n) <= 0.004)
+    words = (
+        f"drift against gpt2: at equal data (2,000 training tokens) undecided: no difference larger than "
+        f"{0.004 + half:.4f} nats found (loss +0.0040 [\N{MINUS SIGN}{half - 0.004:.4f}, +{half + 0.004:.4f}] nats"
+    )
     text = text_of([*base, *ours])
     assert words in text
-    signed = f"{difference:+.4f}".replace("-", "\N{MINUS SIGN}")
-    assert f"{signed} ± {error:.4f}" in row(text, "Against the baseline", "drift")[3]
+    ends = "the same. At equal time (40 s of training on the same machine) the same."
+    assert f"about {n} seeds of each would tell a difference of the size seen, in every second case. At equal" in text
+    assert f"At equal cost (2e6 training FLOPs) {ends}" in text
+
+
+def test_no_difference_stands_without_an_interval(tmp_path, text_of):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.1])
+    ours = make_seeds(tmp_path, "drift", [3.1234])
+    text = text_of([*base, *ours])
+    assert "too few seeds: at least two of each are needed" in text
+    assert row(text, "Against the baseline", "drift | gpt2 | tokens")[5:] == ["-", "-", "-", "too few seeds"]
+    outside = text.split("## Is it better?")[1].split("## ")[0]
+    assert "nats" not in outside
+    assert "perplexity" not in outside
+
+
+def test_a_loss_that_is_no_number_decides_nothing(tmp_path, text_of):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.1])
+    ours = make_seeds(tmp_path, "drift", [math.nan, 3.0])
+    found = judged(*base, *ours).at_tokens
+    assert (found.word, found.p_adjusted, found.percent) == ("undecided", None, None)
+    assert "undecided: a run's loss is not a number there" in text_of([*base, *ours])
+
+
+# --- runs that were trained to equal cost -----------------------------------------------------------------------------
+
+
+def test_for_each_axis_the_runs_are_taken_whose_schedule_ended_there(tmp_path, text_of):
+    """duo_predict costs twice as much per token: 20 steps at equal tokens, 10 at equal FLOPs."""
+    base, whole, half = [], [], []
+
+    def run(name, variant, seed, steps, losses):
+        schedule = {"type": "WarmupDecayLR", "params": {"warmup_num_steps": steps // 10, "total_num_steps": steps}}
+        plan = {"variant": variant, "seed": seed, "block_size": 64, "total_steps": steps, "warmup_steps": steps // 10}
+        plan |= {"schedule": schedule, "data_fingerprint": "print of blocks of 64", **PAIRED}
+        return make_run(tmp_path / f"{name}{seed}", variant, seed, losses, plan=plan)
+
+    for seed, shift in enumerate((0.0, 0.1, -0.1)):
+        base.append(run("b", "gpt2", seed, 20, {10: 5.0, 20: 4.0 + shift}))
+        noise = 0.01 * seed
+        whole.append(run("w", "duo_predict", seed, 20, {5: 6.0, 10: 5.0, 20: 3.5 + shift + noise}))
+        half.append(run("h", "duo_predict", seed, 10, {5: 6.0, 10: 3.8 + shift - noise}))
+    groups = groups_of(*base, *whole, *half)
+    assert [group.label for group in groups] == [
+        "gpt2",
+        "duo_predict, total_steps=20, warmup_steps=2",
+        "duo_predict, total_steps=10, warmup_steps=1",
+    ]
+    assert [group.name for group in groups] == ["gpt2", "duo_predict", "duo_predict"]
+    (v,) = report.judge(groups)
+    assert (v.at_tokens.group, v.at_flops.group) == (groups[1], groups[2])
+    assert (v.at_tokens.place, v.at_flops.place) == (2000, 2_000_000)
+    assert v.at_tokens.at_the_end
+    assert v.at_flops.at_the_end
+    assert v.at_tokens.estimate.mean == pytest.approx(-0.5 + 0.01)
+    assert v.at_flops.estimate.mean == pytest.approx(-0.2 - 0.01)
+    assert v.notes == []
+    # without the runs of 10 steps those of 20 are cut
+    cut = judged(*base, *whole)
+    assert cut.at_flops.group.runs[0].folder == whole[0]
+    assert not cut.at_flops.at_the_end
+    assert cut.at_flops.estimate.mean == pytest.approx(5.0 - 4.0)
+    assert any("cut in mid-schedule" in note and "compare --equal flops" in note for note in cut.notes)
+    text = text_of([*base, *whole, *half])
+    assert "At equal cost (2e6 training FLOPs), by duo_predict, total_steps=10, warmup_steps=1, better" in text
+    assert row(text, "Against the baseline", "duo_predict | gpt2 | FLOPs")[3:5] == ["2e6", "3 pairs"]
+
+
+def test_of_baselines_of_several_lengths_the_farthest_that_a_variant_reached_too_is_taken(tmp_path):
+    length = lambda steps: {"options": {"max_steps": steps}, "losses": {5: 5.0, steps: 4.0}}
+    base = [make_run(tmp_path / f"b{steps}", **length(steps)) for steps in (10, 20, 30)]
+    ours = [make_run(tmp_path / f"v{steps}", "drift", **length(steps)) for steps in (10, 20)]
+    v = judged(*base, *ours)
+    assert (v.at_tokens.group.first.step, v.at_tokens.baseline.first.step) == (20, 20)
+    other = make_run(tmp_path / "other", "drift", options={"max_steps": 20, "learning_rate": 0.5})
+    assert len(report.judge(groups_of(*base, *ours, other))) == 2, "another rate is no other length"
+
+
+def test_a_run_that_ended_before_its_schedule_is_cut(tmp_path):
+    base = make_run(tmp_path / "a", options={"max_steps": 20})
+    v = judged(base, make_run(tmp_path / "b", "drift", options={"max_steps": 40}))
+    assert not v.at_tokens.at_the_end
+    assert "At equal data drift stood at step 20 of 40, cut in mid-schedule" in " ".join(v.notes)
+
+
+def test_equal_time_is_of_one_machine(tmp_path):
+    base = make_seeds(tmp_path, "gpt2", [4.0, 4.1])
+    same = make_seeds(tmp_path, "drift", [3.5, 3.7])
+    assert judged(*base, *same).at_time.place == 40
+    other = make_seeds(tmp_path / "h", "drift", [3.5, 3.7], starts=[{"world_size": 1, "device": "NVIDIA H100"}])
+    v = judged(*base, *other)
+    assert v.at_time is None
+    assert [d.axis for d in v.differences] == ["tokens", "flops"]
 
 
 def test_the_baseline_with_the_same_settings_is_taken(tmp_path):
@@ -221,7 +410,7 @@ def test_the_baseline_with_the_same_settings_is_taken(tmp_path):
     v = judged(slow, fast, ours)
     assert v.baseline.first.folder == fast
     assert v.notes == []
-    assert "Settings differ beside the variant: learning_rate 0.9 and 0.1." in judged(slow, ours).notes
+    assert judged(slow, ours).notes[0].startswith("Their learning rates differ, 0.9 and 0.1: that is fair if each was")
 
 
 def test_a_variants_own_fields_are_no_other_settings(tmp_path):

@@ -1,13 +1,17 @@
-"""How far each variant is from the baseline, at equal data and equal cost."""
+"""How far each variant is from the baseline, at equal data, equal cost and equal time."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..registry import VARIANTS
-from .groups import BASELINE, Group, Mean, data_difference, differing
+from .groups import OF_LENGTH, Group, Mean, data_difference, differing
+from .notes import note_on_pairs, notes_on, notes_on_schedules
 from .runs import SavedRun, interpolate
+from .statistics import ALPHA, Estimate, holm, paired, welch
+
+COMPARED = ("tokens", "flops", "time")  # the axes at which groups are compared
 
 
 @dataclass(frozen=True)
@@ -15,69 +19,123 @@ class Difference:
     """A group less its baseline where both have come equally far.
 
     Attributes:
-        place: how far: in training tokens or training FLOPs.
-        ours, theirs: the step at which the group and the baseline stand there, mean over the seeds.
-        at_the_end: that is the end of every run of both, to 1 %; else curves are read before some run's end.
-        loss: difference in nats per token; below 0 the group is better.
-        percent: difference of the perplexities, in percent of the baseline's.
-        error: standard error of `loss`, sqrt(s1²/n1 + s2²/n2); None unless both have at least 2 seeds.
+        axis: of `COMPARED`.
+        place: how far: in training tokens, training FLOPs or seconds of training.
+        group, baseline: what is compared. Of groups that differ in the length of the schedule alone it is those whose
+            ends lie nearest to one another on this axis.
+        ours, theirs: the step at which the group and the baseline stand there, mean over the runs.
+        at_the_end: the schedule of every run of both ended there, to 1 %; else a run is cut in mid-schedule.
+        estimate: in nats per token; below 0 the group is better. Paired by seed where the data order of a seed is the
+            same for both; a seed that stands more than once counts once, as its mean.
+        percent: the same as a difference of perplexities, in percent of the baseline's; None if it is not finite.
+        percent_low, percent_high: its 95 % interval; None where there is no interval.
+        comparisons: how many the p-value is adjusted for: those of a page on this axis.
+        p_adjusted: Holm's adjusted p-value; None where there is no test.
+        word: "better" or "worse" where `p_adjusted` is below 0.05, else "undecided"; "too few seeds" where a side has
+            one seed.
     """
 
+    axis: str
     place: float
+    group: Group
+    baseline: Group
     ours: float
     theirs: float
     at_the_end: bool
-    loss: float
-    percent: float
-    error: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the difference is larger than two of its standard errors."""
-        return self.error is not None and abs(self.loss) > 2 * self.error
+    estimate: Estimate
+    percent: float | None
+    percent_low: float | None
+    percent_high: float | None
+    comparisons: int
+    p_adjusted: float | None
+    word: str
 
 
 def difference(group: Group, baseline: Group, axis: str) -> Difference | None:
-    """At the largest value of `axis` (tokens, flops) that all runs of both reached; None where none is common.
+    """At the largest value of `axis` (one of `COMPARED`) that all runs of both reached; None where none is common.
 
-    Between evaluations the loss is interpolated linearly; perplexities are its exp, averaged over the seeds.
+    Between evaluations the loss is interpolated linearly. The p-value is that of this comparison alone.
     """
     sides = (group, baseline)
-    curves = [[run.evaluation_curve(axis) for run in g.runs] for g in sides]
+    curves = [[run.evaluation_curve(axis) for run in side.runs] for side in sides]
     if not all(curve for side in curves for curve in side):
         return None
-    ends = [curve[-1][0] for side in curves for curve in side]
-    place = min(ends)
+    place = min(curve[-1][0] for side in curves for curve in side)
     losses = [[interpolate(curve, place) for curve in side] for side in curves]
+    steps = [[interpolate(run.evaluation_curve(axis, "step"), place) for run in side.runs] for side in sides]
     known = [[loss for loss in side if loss is not None] for side in losses]
-    if known != losses:
+    stood = [[step for step in side if step is not None] for side in steps]
+    if known != losses or stood != steps:
         return None  # before a run's first evaluation
-    (ours, our_perplexity), (theirs, their_perplexity) = ((Mean.of(side), Mean.of(map(_exp, side))) for side in known)
-    our_step, their_step = (
-        statistics.fmean(interpolate(run.evaluation_curve(axis, "step"), place) or 0 for run in g.runs) for g in sides
-    )
-    errors = [loss.squared_error for loss in (ours, theirs) if loss.squared_error is not None]
+    estimate = _estimate(group, baseline, *known)
     return Difference(
+        axis=axis,
         place=place,
-        ours=our_step,
-        theirs=their_step,
-        at_the_end=max(ends) <= 1.01 * place,
-        loss=ours.mean - theirs.mean,
-        percent=100 * (our_perplexity.mean / their_perplexity.mean - 1),
-        error=math.sqrt(sum(errors)) if len(errors) == 2 else None,
+        group=group,
+        baseline=baseline,
+        ours=statistics.fmean(stood[0]),
+        theirs=statistics.fmean(stood[1]),
+        at_the_end=all(
+            run.schedule_end <= 1.01 * step
+            for side, found in zip(sides, stood, strict=True)
+            for run, step in zip(side.runs, found, strict=True)
+        ),
+        estimate=estimate,
+        percent=_percent(estimate.mean),
+        percent_low=_percent(estimate.low),
+        percent_high=_percent(estimate.high),
+        comparisons=1,
+        p_adjusted=estimate.p,
+        word=_word(estimate, estimate.p),
     )
 
 
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # exp overflows a float64 above that
+def _estimate(group: Group, baseline: Group, ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+    """Of the losses of the groups' runs; paired where that is possible."""
+    (our_seeds, our_repeats), (their_seeds, their_repeats) = _by_seed(group, ours), _by_seed(baseline, theirs)
+    common = sorted(seed for seed in our_seeds.keys() & their_seeds.keys() if seed is not None)
+    if len(common) > 1 and not our_repeats and not their_repeats and _same_order(group.first, baseline.first):
+        return paired([our_seeds[seed] - their_seeds[seed] for seed in common])
+    return welch([*our_seeds.values()], [*their_seeds.values()])
+
+
+def _by_seed(group: Group, losses: Sequence[float]) -> tuple[dict[int | None, float], bool]:
+    """Seed -> mean loss of its runs, and whether a seed has several."""
+    found: dict[int | None, list[float]] = {}
+    for run, loss in zip(group.runs, losses, strict=True):
+        found.setdefault(run.seed, []).append(loss)
+    return {seed: sum(same) / len(same) for seed, same in found.items()}, len(found) < len(losses)
+
+
+def _same_order(run: SavedRun, other: SavedRun) -> bool:
+    """Whether two runs of one seed see the same sequences at the same steps, as far as is known."""
+    facts = [(r.plan.get("train_batch_size"), r.block_size, r.facts.get("data_fingerprint")) for r in (run, other)]
+    return facts[0] == facts[1] and None not in facts[0]
+
+
+def _percent(nats: float | None) -> float | None:
+    if nats is None or not math.isfinite(nats):
+        return None
+    return 100 * math.expm1(min(nats, 700.0))  # exp overflows a float64 above that
+
+
+def _word(estimate: Estimate, p: float | None) -> str:
+    if estimate.n < 2:
+        return "too few seeds"
+    if p is None or p >= ALPHA:
+        return "undecided"
+    return "better" if estimate.mean < 0 else "worse"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A finished group against the baseline that it has the most settings in common with.
+    """A variant against the baseline that it has the most settings in common with.
 
     Attributes:
-        at_tokens, at_flops: the difference at equal training tokens and at equal training FLOPs, where there is one.
+        group, baseline: what is compared at equal data, if that can be. At equal cost and time it may be groups with
+            schedules of other lengths: see `Difference`.
+        at_tokens, at_flops, at_time: the difference at equal training tokens, FLOPs and, on the same machine, equal
+            time of training, where there is one.
         ratios: cost of the group over the baseline's: "flops_per_token", "parameters", and on the same machine
             "tokens_per_second", "peak_memory", "seconds"; None where not known or not comparable.
         not_comparable: why the losses cannot be compared, or None.
@@ -88,27 +146,108 @@ class Verdict:
     baseline: Group
     at_tokens: Difference | None
     at_flops: Difference | None
+    at_time: Difference | None
     ratios: dict[str, float | None]
     not_comparable: str | None
     notes: list[str]
 
+    @property
+    def differences(self) -> list[Difference]:
+        """Those that there are, in the order of `COMPARED`."""
+        return [found for found in (self.at_tokens, self.at_flops, self.at_time) if found is not None]
+
 
 def judge(groups: Sequence[Group]) -> list[Verdict]:
-    """Each finished group that is no baseline, where there is a finished baseline."""
-    baselines = [group for group in groups if group.is_baseline and group.finished]
-    return [
-        _verdict(group, min(baselines, key=lambda baseline: len(differing(group.first, baseline.first))))
-        for group in groups
-        if baselines and group.finished and not group.is_baseline
+    """Each variant's finished groups against finished ones of the baseline; none where there is no finished baseline.
+
+    Groups that differ in the length of the schedule alone are alternatives and make one verdict: for each axis the one
+    whose end lies nearest to the baseline's is taken. P-values are adjusted for all verdicts on one axis.
+    """
+    recipes: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.finished:
+            recipes.setdefault(group.first.recipe_of_any_length, []).append(group)
+    baselines = [found for found in recipes.values() if found[0].is_baseline]
+    verdicts = [
+        _verdict(found, min(baselines, key=lambda baseline: _settings_apart(found[0].first, baseline[0].first)))
+        for found in recipes.values()
+        if baselines and not found[0].is_baseline
     ]
+    for axis in COMPARED:
+        verdicts = _adjusted(verdicts, f"at_{axis}")
+    return verdicts
 
 
-def _verdict(group: Group, baseline: Group) -> Verdict:
+def _settings_apart(run: SavedRun, other: SavedRun) -> int:
+    """How many settings differ, but for the length of the schedule."""
+    return len({*differing(run, other)} - OF_LENGTH)
+
+
+def _adjusted(verdicts: list[Verdict], at: str) -> list[Verdict]:
+    """With the p-values, and what they decide, of the differences `at` adjusted for all of them."""
+    p_values = {
+        n: p for n, v in enumerate(verdicts) if (found := getattr(v, at)) and (p := found.estimate.p) is not None
+    }
+    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    changed = list(verdicts)
+    for n, p in adjusted.items():
+        found = getattr(verdicts[n], at)
+        new = dataclasses.replace(found, comparisons=len(adjusted), p_adjusted=p, word=_word(found.estimate, p))
+        changed[n] = dataclasses.replace(verdicts[n], **{at: new})
+    return changed
+
+
+def _verdict(groups: Sequence[Group], baselines: Sequence[Group]) -> Verdict:
+    """Of alternatives on both sides."""
+    pairs = [(group, baseline) for group in groups for baseline in baselines]
+    group, baseline = _nearest(pairs, "tokens")
+    same_machine = _same_machine(group, baseline)
+    not_comparable = data_difference(group.first, baseline.first)
+    found: dict[str, Difference | None] = dict.fromkeys(COMPARED)
+    for axis in COMPARED if not not_comparable else ():
+        possible = [pair for pair in pairs if axis != "time" or _same_machine(*pair)]
+        found[axis] = difference(*_nearest(possible, axis), axis) if possible else None
+    notes = notes_on(group, baseline, same_machine)
+    for axis, at in (("tokens", "equal data"), ("flops", "equal cost"), ("time", "equal time")):
+        if one := found[axis]:
+            if not one.at_the_end:
+                notes += notes_on_schedules(at, ((one.group, one.ours), (one.baseline, one.theirs)))
+            if one.estimate.paired:
+                notes += [note for note in note_on_pairs(one.group, one.baseline) if note not in notes]
+    return Verdict(
+        group=group,
+        baseline=baseline,
+        at_tokens=found["tokens"],
+        at_flops=found["flops"],
+        at_time=found["time"],
+        ratios=_ratios(group, baseline, same_machine),
+        not_comparable=not_comparable,
+        notes=notes,
+    )
+
+
+def _same_machine(group: Group, baseline: Group) -> bool:
+    return group.machine is not None and group.machine == baseline.machine
+
+
+def _nearest(pairs: Sequence[tuple[Group, Group]], axis: str) -> tuple[Group, Group]:
+    """The pair whose ends on `axis` lie nearest to one another; of those within 1 % the one that went farthest."""
+
+    def rank(pair: tuple[Group, Group]) -> tuple[float, float]:
+        ends = [side.mean(lambda run: run.end(axis)) for side in pair]
+        places = [end.mean for end in ends if end is not None]
+        if len(places) < 2 or min(places) <= 0:
+            return (math.inf, 0.0)
+        apart = max(places) / min(places)
+        return (apart if apart > 1.01 else 1.0, -min(places))
+
+    return min(pairs, key=rank)
+
+
+def _ratios(group: Group, baseline: Group, same_machine: bool) -> dict[str, float | None]:
     def ratio(a: Mean | None, b: Mean | None) -> float | None:
         return a.mean / b.mean if a and b and b.mean else None
 
-    machines = (group.machine, baseline.machine)
-    same_machine = None not in machines and machines[0] == machines[1]
     figures: dict[str, Callable[[SavedRun], float | None]] = {
         "parameters": lambda run: run.num_parameters,
         "flops_per_token": lambda run: run.flops_per_token,
@@ -121,56 +260,4 @@ def _verdict(group: Group, baseline: Group) -> Verdict:
     ratios = {name: ratio(group.mean(figure), baseline.mean(figure)) for name, figure in figures.items()}
     for name, figure in on_a_machine.items():
         ratios[name] = ratio(group.mean(figure), baseline.mean(figure)) if same_machine else None
-    not_comparable = data_difference(group.first, baseline.first)
-    at_tokens, at_flops = (
-        None if not_comparable else difference(group, baseline, axis) for axis in ("tokens", "flops")
-    )
-    notes = _notes(group, baseline, same_machine)
-    for at, found in (("equal data", at_tokens), ("equal cost", at_flops)):
-        notes += _notes_on_schedules(group, baseline, at, found)
-    return Verdict(group, baseline, at_tokens, at_flops, ratios, not_comparable, notes)
-
-
-def _notes(group: Group, baseline: Group, same_machine: bool) -> list[str]:
-    ours, theirs = group.first, baseline.first
-    notes = []
-    if ours.block_size != theirs.block_size:
-        notes.append(
-            f"Their blocks have {ours.block_size} and {theirs.block_size} tokens: in the shorter ones tokens are "
-            "predicted from less context, and that alone raises a perplexity."
-        )
-    per_step = [ours.tokens_per_step, theirs.tokens_per_step]
-    if per_step[0] and per_step[1] and not math.isclose(per_step[0], per_step[1], rel_tol=0.01):
-        notes.append(f"A step has {per_step[0]:,.0f} and {per_step[1]:,.0f} tokens.")
-    # of data set, tokenizer and block size more is said than that they differ
-    apart = {"block_size", "dataset", "tokenizer"} | _own_fields(ours)
-    if ours.block_size != theirs.block_size:
-        apart |= {"total_steps", "warmup_steps"}  # that the same data make more steps of shorter blocks is no setting
-    if names := [name for name in differing(ours, theirs) if name not in apart]:
-        pairs = (f"{n} {ours.settings.get(n, 'default')} and {theirs.settings.get(n, 'default')}" for n in names)
-        notes.append(f"Settings differ beside the variant: {', '.join(pairs)}.")
-    for group_of, run in ((group, ours), (baseline, theirs)):
-        if run.plan.get("load_best_model_at_end"):
-            notes.append(
-                f"{group_of.label} exports the weights of its best evaluation; the differences here are of its curve."
-            )
-    if not same_machine:
-        notes.append("They did not run on the same machine: time, speed and memory are not compared.")
-    return notes
-
-
-def _notes_on_schedules(group: Group, baseline: Group, at: str, found: Difference | None) -> list[str]:
-    """Of runs that were compared before their ends; the rate of one that goes on is higher than at its end."""
-    if found is None or found.at_the_end:
-        return []
-    return [
-        f"At {at} {g.label} stood at step {step:,.0f} of {g.first.step:,}, where its learning rate had not decayed as "
-        f"far as at its end. That counts against it; a run with --max_steps {step:.0f} would be the fair one."
-        for g, step in ((group, found.ours), (baseline, found.theirs))
-        if step < 0.99 * g.first.step
-    ]
-
-
-def _own_fields(run: SavedRun) -> set[str]:
-    """The config fields that the variant of `run` has and the baseline has not, and what tells the variant itself."""
-    return {"variant_code", *(run.plan.get("model") or {})} - {*VARIANTS[BASELINE].config_fields()}
+    return ratios

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .runs import SavedRun
+from .runs import FOLLOWING_LENGTH, LENGTH, SavedRun
+from .statistics import mean_interval
 
 BASELINE = "gpt2"
+OF_LENGTH = {*LENGTH, *(f"schedule.{param}" for param in FOLLOWING_LENGTH)}  # names of settings
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean and sample standard deviation of `n` runs; no standard deviation of one."""
+    """Mean and sample standard deviation of `n` runs; no standard deviation of one, or of values not finite."""
 
     mean: float
     sd: float | None
@@ -24,12 +26,14 @@ class Mean:
     def of(cls, values: Iterable[float]) -> "Mean":
         """Of at least one value."""
         found = list(values)
+        if not all(map(math.isfinite, found)):
+            return cls(math.nan, None, len(found))
         return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
 
     @property
-    def squared_error(self) -> float | None:
-        """The square of the mean's standard error, sd² / n."""
-        return None if self.sd is None else self.sd**2 / self.n
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's 95 % interval of Student's t; None of one run. Needs scipy."""
+        return None if self.sd is None else mean_interval(self.mean, self.sd, self.n)
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,12 @@ class Group:
 
     Attributes:
         label: tells it from all other groups: the variant, and the settings in which groups of it differ.
+        name: as the label, without the length of the schedule: groups that differ in that alone share it.
         runs: at least one, by seed.
     """
 
     label: str
+    name: str
     runs: list[SavedRun]
 
     @property
@@ -98,18 +104,21 @@ def make_groups(runs: Sequence[SavedRun]) -> list[Group]:
         by_settings.setdefault(key, []).append(run)
     members = [sorted(found, key=lambda run: (run.seed is None, run.seed)) for found in by_settings.values()]
     members.sort(key=lambda found: (found[0].variant != BASELINE, not found[0].finished))
-    labels = [_label(found[0], [other[0] for other in members]) for found in members]
+    firsts = [found[0] for found in members]
+    labels = [_label(run, firsts, told=lambda name: True) for run in firsts]
+    names = [_label(run, firsts, told=lambda name: name not in OF_LENGTH) for run in firsts]
     # two unfinished runs may differ in nothing that a label says
     labels = [
         f"{label}, {found[0].folder}" if labels.count(label) > 1 else label
         for label, found in zip(labels, members, strict=True)
     ]
-    return [Group(label, found) for label, found in zip(labels, members, strict=True)]
+    return [Group(*parts) for parts in zip(labels, names, members, strict=True)]
 
 
-def _label(run: SavedRun, others: list[SavedRun]) -> str:
+def _label(run: SavedRun, others: list[SavedRun], told: Callable[[str], bool]) -> str:
+    """The variant, and those settings of `told` names in which `run` differs from `others` of it."""
     same_variant = [other for other in others if other.variant == run.variant]
-    names = {name for other in same_variant for name in differing(run, other)}
+    names = {name for other in same_variant for name in differing(run, other) if told(name)}
     parts = [f"{name}={run.settings.get(name, 'default')}" for name in sorted(names)]
     if not names and len({other.facts.get("data_fingerprint") for other in same_variant}) > 1:
         parts.append(f"data {str(run.facts.get('data_fingerprint'))[:8]}")

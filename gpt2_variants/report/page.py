@@ -14,7 +14,8 @@ from .differences import judge
 from .groups import Group, make_groups
 from .runs import AXES, SavedRun, read_run
 from .sections import Section
-from .tables import Table, against_table, cost_table, infill_tables, plain, quality_table, table_of_runs
+from .statistics import need_scipy
+from .tables import Table, against_tables, cost_table, infill_tables, plain, quality_table, table_of_runs
 from .verdict import verdict_text
 
 STYLE = """
@@ -136,10 +137,12 @@ def write(
 
     Raises:
         UsageError: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
-            be read; or the report cannot be written, or matplotlib is missing.
+            be read; or the report cannot be written, or matplotlib or, for several runs, scipy is missing.
     """
     drawing.need_matplotlib()
     runs, models = _read(folders)
+    if len(runs) > 1:
+        need_scipy()
     out = output_dir or _default_place(folders, is_model=not runs)
     if out.exists() and not out.is_dir():
         raise UsageError([f"--output_dir {out}: is a file; a folder is needed"])
@@ -147,7 +150,7 @@ def write(
     verdicts = judge(groups)
     title = ", ".join(dict.fromkeys(group.first.variant for group in groups)) or "What a model learned"
     words = verdict_text(verdicts, groups) if len(runs) > 1 else []
-    tables = [against_table(verdicts)] if verdicts else []
+    tables = against_tables(verdicts)
     if groups:
         tables += [quality_table(groups), *infill_tables(groups), cost_table(groups), table_of_runs(groups)]
 

@@ -16,6 +16,9 @@ from ..records import read_facts
 from ..trackers.jsonl import read_metrics
 
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
+# How long a run's schedule is: fields of a plan, and the params of its schedule that follow from them.
+LENGTH = ("total_steps", "warmup_steps")
+FOLLOWING_LENGTH = ("total_num_steps", "warmup_num_steps", "total_steps", "T_max")
 # Fields of a plan that other figures of a report show, or that follow from data and variant.
 SHOWN_ELSEWHERE = ("variant", "num_parameters", "flops_per_token", "data_fingerprint", "model", "optimizer", "schedule")
 
@@ -62,6 +65,14 @@ class SavedRun:
         return json.dumps(recipe(self.plan), sort_keys=True)
 
     @functools.cached_property
+    def recipe_of_any_length(self) -> str:
+        """As `recipe`, but equal for runs that differ in the length of the schedule too."""
+        told = {name: value for name, value in recipe(self.plan).items() if name not in LENGTH}
+        schedule = told.get("schedule") or {}
+        params = {k: v for k, v in (schedule.get("params") or {}).items() if k not in FOLLOWING_LENGTH}
+        return json.dumps(told | {"schedule": {**schedule, "params": params}}, sort_keys=True)
+
+    @functools.cached_property
     def settings(self) -> dict[str, str]:
         """Of the recipe, what a reader is to be told by name, as text; data set and tokenizer by the names given."""
         told = {k: v for k, v in recipe(self.plan).items() if k not in SHOWN_ELSEWHERE}
@@ -92,6 +103,11 @@ class SavedRun:
     def step(self) -> int:
         """The last one that a record tells of."""
         return max((r["step"] for r in (*self.training, *self.evaluations)), default=0)
+
+    @property
+    def schedule_end(self) -> int:
+        """The step at which the schedule ends, as far as is known; not before the last one of a record."""
+        return max(self.step, self.plan.get("total_steps") or 0)
 
     @property
     def final(self) -> dict[str, Any]:
@@ -181,6 +197,11 @@ class SavedRun:
         """(place, value of `key`: "eval_loss" in nats, or "step") of each evaluation that can be placed on `axis`."""
         placed = [(self.place(record, axis), record[key]) for record in self.evaluations]
         return [(place, value) for place, value in placed if place is not None]
+
+    def end(self, axis: str) -> float | None:
+        """Where the last evaluation stands on `axis`; None where none can be placed."""
+        curve = self.evaluation_curve(axis)
+        return curve[-1][0] if curve else None
 
 
 def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .differences import Difference, Verdict
@@ -12,6 +12,7 @@ INFILL = (
     "Each token given its past and its right neighbour, which it has seen: not comparable with the next-token figures, "
     "nor with any other variant's."
 )
+MEASURES = {"tokens": "tokens", "flops": "FLOPs", "time": "seconds"}  # that groups are compared at
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def _mean_in_interval(value: Mean | None, form: str) -> str:
+    """As `_mean`, with the 95 % interval of the mean."""
+    if value is None or not value.interval:
+        return _mean(value, form)
+    low, high = value.interval
+    return f"{_mean(value, form)} [{low:{form}}, {high:{form}}]"
+
+
 def _mean(value: Mean | None, form: str, scale: float = 1.0) -> str:
     if value is None:
         return "-"
@@ -65,6 +74,18 @@ def _mean(value: Mean | None, form: str, scale: float = 1.0) -> str:
 def signed(value: float, form: str) -> str:
     """`value` by the format `form`, with its sign."""
     return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """A signed difference and its interval, "+0.2 [-0.1, +0.5]"; a dash where there is no interval."""
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
+
+
+def p_text(p: float) -> str:
+    """Such as "p = 0.012", or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def flops_text(value: float) -> str:
@@ -87,9 +108,9 @@ def quality_table(groups: Sequence[Group]) -> Table:
             [
                 group.label,
                 str(len(group.runs)),
-                _mean(group.final("eval_loss"), ".4f"),
-                _mean(group.final("eval_perplexity"), ",.2f"),
-                _mean(group.final("eval_accuracy"), ".4f"),
+                _mean_in_interval(group.final("eval_loss"), ".4f"),
+                _mean_in_interval(group.final("eval_perplexity"), ",.2f"),
+                _mean_in_interval(group.final("eval_accuracy"), ".4f"),
                 _mean(ratio, ".3f"),
                 _mean(group.mean(lambda run: run.step), ",.0f"),
                 _mean(group.mean(lambda run: run.tokens), ",.0f"),
@@ -100,8 +121,8 @@ def quality_table(groups: Sequence[Group]) -> Table:
     legend = (
         "Of the last evaluation, on validation text: loss in nats per token, its exp, the part of the tokens predicted "
         "right; each token given its past alone. n: runs that differ in the seed only; the figures are their mean ± "
-        "sample standard deviation. Of unigram: the perplexity over that of a model which knows the tokens' "
-        "frequencies alone."
+        "sample standard deviation, and in brackets the 95 % interval of the mean by Student's t. Of unigram: the "
+        "perplexity over that of a model which knows the tokens' frequencies alone."
     )
     if any(not group.finished for group in groups):
         legend += " Runs that are not finished stand alone, with the last that they logged."
@@ -148,30 +169,48 @@ def cost_table(groups: Sequence[Group]) -> Table:
     return Table("Cost", "lrrrrrl", head, rows, legend)
 
 
-def against_table(verdicts: Sequence[Verdict]) -> Table:
-    """Each group's difference from its baseline, and its cost over the baseline's."""
-
-    def cells(found: Difference | None, form: Callable[[float], str]) -> list[str]:
-        if found is None:
-            return ["-", "-", "-"]
-        error = "" if found.error is None else f" ± {found.error:.4f}"
-        return [form(found.place), signed(found.loss, ".4f") + error, signed(found.percent, ".2f") + " %"]
-
-    rows = []
-    for v in verdicts:
-        ratios = [
-            number(v.ratios[n], ".2f") for n in ("flops_per_token", "tokens_per_second", "peak_memory", "seconds")
-        ]
-        at = [*cells(v.at_tokens, "{:,.0f}".format), *cells(v.at_flops, flops_text)]
-        rows.append([v.group.label, v.baseline.label, *at, *ratios])
-    head = ["run", "against", "at equal tokens", "loss", "perplexity", "at equal FLOPs", "loss", "perplexity"]
-    head += ["FLOPs per token, times", "tokens/s, times", "memory, times", "time, times"]
+def against_tables(verdicts: Sequence[Verdict]) -> list[Table]:
+    """Each group's differences from its baseline, and its cost over the baseline's; none without verdicts."""
+    if not verdicts:
+        return []
+    rows = [
+        [v.group.name, v.baseline.name, MEASURES[found.axis], *_difference_cells(found)]
+        for v in verdicts
+        for found in v.differences
+    ]
+    head = ("run", "against", "at equal", "place", "seeds", "loss, nats", "perplexity", "p", "verdict")
     legend = (
-        "Below 0 is better than the baseline. Equal tokens, equal FLOPs: the most that both reached; before a run's "
-        "end its loss is interpolated between evaluations. ± is the standard error of the difference, from two seeds "
-        "each on. Times: the cost over the baseline's."
+        "Below 0 is better than the baseline. At equal tokens, training FLOPs or seconds of training on the same "
+        "machine: the most that both reached; of groups that differ in the length of their schedule alone, those whose "
+        "ends lie nearest to one another. Cut: read before the end of a run's schedule, its loss interpolated between "
+        "evaluations. In brackets the 95 % interval of Student's t over the seeds: of the differences between pairs of "
+        "one seed, where both saw the same data in the same order, else by Welch's t. P: of no difference, adjusted by "
+        "Holm for all comparisons of this table at one measure; below 0.05 the verdict is better or worse."
     )
-    return Table("Against the baseline", "ll" + "r" * 10, head, rows, legend)
+    costs = ("flops_per_token", "tokens_per_second", "peak_memory", "seconds")
+    ratios = [[v.group.name, v.baseline.name, *(number(v.ratios[cost], ".2f") for cost in costs)] for v in verdicts]
+    cost_head = ("run", "against", "FLOPs per token", "tokens/s", "memory", "time")
+    return [
+        Table("Against the baseline", "lllrlrrrl", head, rows, legend),
+        Table("Times the baseline's cost", "llrrrr", cost_head, ratios, "1.50: half as much again as the baseline."),
+    ]
+
+
+def _difference_cells(found: Difference) -> list[str]:
+    estimate = found.estimate
+    place = flops_text(found.place) if found.axis == "flops" else f"{found.place:,.0f}"
+    if not found.at_the_end:
+        place += ", cut"
+    seeds = f"{estimate.n} pairs" if estimate.paired else f"{len(found.group.runs)} and {len(found.baseline.runs)}"
+    percent = with_interval(found.percent, found.percent_low, found.percent_high, ".2f")
+    return [
+        place,
+        seeds,
+        with_interval(estimate.mean, estimate.low, estimate.high, ".4f"),
+        percent if percent == "-" else f"{percent} %",
+        "-" if found.p_adjusted is None else p_text(found.p_adjusted).lstrip("p= "),
+        found.word,
+    ]
 
 
 def table_of_runs(groups: Sequence[Group]) -> Table:

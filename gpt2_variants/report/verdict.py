@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from .differences import Difference, Verdict
 from .groups import Group
-from .tables import flops_text, signed
+from .statistics import ALPHA, MOST_SEEDS, seeds_needed
+from .tables import flops_text, p_text, with_interval
+
+AT = {
+    "tokens": lambda place: f"equal data ({place:,.0f} training tokens)",
+    "flops": lambda place: f"equal cost ({flops_text(place)} training FLOPs)",
+    "time": lambda place: f"equal time ({place:,.0f} s of training on the same machine)",
+}
+TOO_FEW = "too few seeds: at least two of each are needed to tell a difference from chance"
 
 
 def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[str]:
@@ -15,40 +23,53 @@ def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[s
     elif not verdicts:
         lines.append("No finished run of a variant is among these to compare with gpt2.")
     for v in verdicts:
-        against = f"{v.group.label} against {v.baseline.label}: "
+        against = f"{v.group.name} against {v.baseline.name}: "
         if v.not_comparable:
             lines.append(" ".join([f"{against}their perplexities are not comparable: {v.not_comparable}.", *v.notes]))
             continue
-        parts = []
-        if v.at_tokens:
-            parts.append(f"at equal data ({v.at_tokens.place:,.0f} training tokens) {_difference(v.at_tokens)}")
-        if v.at_flops:
-            same = v.at_tokens and _difference(v.at_flops) == _difference(v.at_tokens)
-            found = "the same" if same else _difference(v.at_flops)
-            parts.append(f"at equal cost ({flops_text(v.at_flops.place)} training FLOPs) {found}")
-        compared = "; ".join(parts) or "they have no evaluation in common"
-        lines.append(" ".join([f"{against}{compared}.", *_certainty(v), *v.notes]))
+        told = [sentence(found) for found in v.differences]
+        sentences = [
+            f"At {_place(found, v)} {'the same' if n and told[n] == told[0] else told[n]}."
+            for n, found in enumerate(v.differences)
+        ]
+        if not sentences:
+            sentences = ["They have no evaluation in common."]
+        elif all(found.word == "too few seeds" for found in v.differences):
+            places = [_place(found, v) for found in v.differences]
+            sentences = [f"At {' and at '.join(places)} {TOO_FEW}."]
+        first, *others = sentences
+        lines.append(" ".join([against + first[0].lower() + first[1:], *others, *v.notes]))
     return lines + _warnings(groups)
 
 
-def _difference(found: Difference) -> str:
-    way = "lower" if found.loss < 0 else "higher"
-    error = "" if found.error is None else f" ± {found.error:.4f}"
-    return f"perplexity {abs(found.percent):.1f} % {way} (loss {signed(found.loss, '.4f')}{error} nats)"
+def sentence(found: Difference) -> str:
+    """What was found, without its place and a full stop; no figure of a difference stands without its interval."""
+    estimate = found.estimate
+    if found.word == "too few seeds":
+        return TOO_FEW
+    if estimate.low is None or estimate.high is None or estimate.sd is None or found.p_adjusted is None:
+        return "undecided: a run's loss is not a number there"
+    nats = f"{with_interval(estimate.mean, estimate.low, estimate.high, '.4f')} nats"
+    p = p_text(found.p_adjusted) + (f" adjusted for {found.comparisons} comparisons" if found.comparisons > 1 else "")
+    if found.word == "undecided":
+        largest = max(abs(estimate.low), abs(estimate.high))
+        n = seeds_needed(estimate.sd, estimate.mean, ALPHA / found.comparisons)
+        number = f"{n:,} or more" if n == MOST_SEEDS else f"about {n}"
+        return (
+            f"undecided: no difference larger than {largest:.4f} nats found (loss {nats}, {p}); {number} seeds "
+            "of each would tell a difference of the size seen, in every second case"
+        )
+    percent = with_interval(found.percent, found.percent_low, found.percent_high, ".1f")
+    return f"{found.word}: perplexity {percent} %, loss {nats}, {p}"
 
 
-def _certainty(v: Verdict) -> list[str]:
-    numbers = len(v.group.runs), len(v.baseline.runs)
-    if min(numbers) < 2:
-        seeds = "One seed each" if max(numbers) == 1 else f"{numbers[0]} and {numbers[1]} runs"
-        return [f"{seeds}: a difference of one seed cannot be told from chance; train at least two of each."]
-    words = []
-    for name, found in (("equal data", v.at_tokens), ("equal cost", v.at_flops)):
-        if found is not None:
-            better = "better" if found.loss < 0 else "worse"
-            clear = f"{better}, by more than two standard errors"
-            words.append(f"at {name} {clear if found.clear else 'not told from chance (within two standard errors)'}")
-    return [f"With {numbers[0]} and {numbers[1]} seeds: {'; '.join(words)}."] if words else []
+def _place(found: Difference, v: Verdict) -> str:
+    """Where the two stand, and by which groups, if they are others than at equal data."""
+    place = AT[found.axis](found.place)
+    for group, main in ((found.group, v.group), (found.baseline, v.baseline)):
+        if group is not main:
+            place += f", by {group.label},"
+    return place
 
 
 def _warnings(groups: Sequence[Group]) -> list[str]:
@@ -56,7 +77,10 @@ def _warnings(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         seeds = [run.seed for run in group.runs]
         if len(set(seeds)) < len(seeds):
-            lines.append(f"{group.label}: a seed stands more than once; the spread is then not that of seeds.")
+            lines.append(
+                f"{group.label}: a seed stands more than once; the spread is then not that of seeds. In differences it "
+                "counts once, as its mean, and nothing is paired with it."
+            )
         if group.finished and group.machine is None:
             lines.append(f"{group.label}: no one machine is on record; time, speed and memory are left out.")
         if not group.finished:
