@@ -89,7 +89,9 @@ def test_no_two_rooms_import_one_another():
     assert not left, f"a circle among {sorted(left)}"
 
 
-@pytest.mark.parametrize("folder", ["commands", "compare", "config", "data", "pictures", "report", "training", "trackers"])
+@pytest.mark.parametrize(
+    "folder", ["commands", "compare", "config", "data", "pictures", "report", "training", "trackers"]
+)
 def test_no_file_is_longer_than_350_lines(folder):
     for file in (PACKAGE / folder).glob("*.py"):
         assert len(file.read_text().splitlines()) <= 350, file

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 
 from gpt2_variants import __main__, drawing, report
 from gpt2_variants.faults import UsageError
+from gpt2_variants.report import statistics
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
 FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
@@ -401,6 +403,32 @@ def test_equal_time_is_of_one_machine(tmp_path):
     v = judged(*base, *other)
     assert v.at_time is None
     assert [d.axis for d in v.differences] == ["tokens", "flops"]
+
+
+@pytest.mark.parametrize(("longer", "same"), [(1.04, True), (1.06, False)])
+def test_ends_that_lie_a_few_percent_of_time_apart_are_the_same_end(longer, same, tmp_path):
+    base = make_run(tmp_path / "a", losses={50: 5.0, 100: 4.0})
+    other = make_run(tmp_path / "b", "drift", losses={50: 5.0, 100: 4.0})
+    lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["elapsed_seconds"] *= longer
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    v = judged(base, other)
+    assert v.at_tokens.at_the_end
+    assert v.at_time.at_the_end == same
+    assert v.at_time.place == 200
+    assert v.at_time.ours == pytest.approx(100 / longer)
+    assert any("compare --equal time" in note for note in v.notes) != same
+
+
+def test_several_runs_need_scipy_and_one_run_does_not(tmp_path, monkeypatch, text_of):
+    runs = [make_run(tmp_path / x) for x in "ab"]
+    found = statistics.importlib.util.find_spec
+    monkeypatch.setattr(statistics.importlib.util, "find_spec", lambda name: None if name == "scipy" else found(name))
+    monkeypatch.setitem(sys.modules, "scipy", None)  # importing it fails
+    assert "4.0000" in text_of(runs[:1])
+    with pytest.raises(UsageError, match="need scipy"):
+        text_of(runs)
 
 
 def test_the_baseline_with_the_same_settings_is_taken(tmp_path):

@@ -12,6 +12,8 @@ from .runs import SavedRun, interpolate
 from .statistics import ALPHA, Estimate, holm, paired, welch
 
 COMPARED = ("tokens", "flops", "time")  # the axes at which groups are compared
+# How far apart, as a ratio, ends are the same end: a few percent of time are no two runs' fault.
+CLOSE = {"tokens": 1.01, "flops": 1.01, "time": 1.05}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Difference:
         group, baseline: what is compared. Of groups that differ in the length of the schedule alone it is those whose
             ends lie nearest to one another on this axis.
         ours, theirs: the step at which the group and the baseline stand there, mean over the runs.
-        at_the_end: the schedule of every run of both ended there, to 1 %; else a run is cut in mid-schedule.
+        at_the_end: the schedule of every run of both ended there, to 1 % (5 % of time); else a run is cut in
+            mid-schedule.
         estimate: in nats per token; below 0 the group is better. Paired by seed where the data order of a seed is the
             same for both; a seed that stands more than once counts once, as its mean.
         percent: the same as a difference of perplexities, in percent of the baseline's; None if it is not finite.
@@ -76,7 +79,7 @@ def difference(group: Group, baseline: Group, axis: str) -> Difference | None:
         ours=statistics.fmean(stood[0]),
         theirs=statistics.fmean(stood[1]),
         at_the_end=all(
-            run.schedule_end <= 1.01 * step
+            run.schedule_end <= CLOSE[axis] * step
             for side, found in zip(sides, stood, strict=True)
             for run, step in zip(side.runs, found, strict=True)
         ),
@@ -211,7 +214,7 @@ def _verdict(groups: Sequence[Group], baselines: Sequence[Group]) -> Verdict:
     for axis, at in (("tokens", "equal data"), ("flops", "equal cost"), ("time", "equal time")):
         if one := found[axis]:
             if not one.at_the_end:
-                notes += notes_on_schedules(at, ((one.group, one.ours), (one.baseline, one.theirs)))
+                notes += notes_on_schedules(at, ((one.group, one.ours), (one.baseline, one.theirs)), CLOSE[axis])
             if one.estimate.paired:
                 notes += [note for note in note_on_pairs(one.group, one.baseline) if note not in notes]
     return Verdict(
@@ -231,7 +234,7 @@ def _same_machine(group: Group, baseline: Group) -> bool:
 
 
 def _nearest(pairs: Sequence[tuple[Group, Group]], axis: str) -> tuple[Group, Group]:
-    """The pair whose ends on `axis` lie nearest to one another; of those within 1 % the one that went farthest."""
+    """The pair whose ends on `axis` lie nearest to one another; of those at the same end the one that went farthest."""
 
     def rank(pair: tuple[Group, Group]) -> tuple[float, float]:
         ends = [side.mean(lambda run: run.end(axis)) for side in pair]
@@ -239,7 +242,7 @@ def _nearest(pairs: Sequence[tuple[Group, Group]], axis: str) -> tuple[Group, Gr
         if len(places) < 2 or min(places) <= 0:
             return (math.inf, 0.0)
         apart = max(places) / min(places)
-        return (apart if apart > 1.01 else 1.0, -min(places))
+        return (apart if apart > CLOSE[axis] else 1.0, -min(places))
 
     return min(pairs, key=rank)
 

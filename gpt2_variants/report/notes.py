@@ -50,22 +50,24 @@ def _notes_on_settings(ours: SavedRun, theirs: SavedRun) -> list[str]:
     return notes
 
 
-def notes_on_schedules(at: str, stood: Sequence[tuple[Group, float]]) -> list[str]:
+def notes_on_schedules(at: str, stood: Sequence[tuple[Group, float]], close: float) -> list[str]:
     """On groups that were cut in mid-schedule, where the rate is higher than at its end.
 
     Args:
         at: what both have come equally far in: "equal data", "equal cost" or "equal time".
         stood: each group, and the step at which it stood there.
+        close: how many times that step a schedule's end may be, to have ended there.
     """
     notes = []
     for group, step in stood:
         end = group.first.schedule_end
-        if step >= 0.99 * end:
+        if end <= close * step:
             continue
         how = f"--max_steps {step:.0f}"
         fair = f"a run with {how} would be the fair one"
-        if at == "equal cost":
-            fair = f"`python -m gpt2_variants compare --equal flops` trains the fair one, of {how}"
+        if at != "equal data":
+            axis = "flops" if at == "equal cost" else "time"
+            fair = f"`python -m gpt2_variants compare --equal {axis}` trains the fair one, of {how}"
         notes.append(
             f"At {at} {group.label} stood at step {step:,.0f} of {end:,}, cut in mid-schedule: its learning rate had "
             f"not decayed as far as at its end. That counts against it; {fair}."
