@@ -1,5 +1,6 @@
 """Several runs beside one another: figures against ones computed here another way, and a page that stands alone."""
 
+import importlib.util
 import json
 import math
 import re
@@ -721,8 +722,8 @@ def test_an_output_dir_that_is_a_file_is_a_fault(tmp_path):
 
 def test_without_matplotlib_one_line_names_the_cure(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "a")
-    found = drawing.importlib.util.find_spec
-    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     assert __main__.main(["report", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
