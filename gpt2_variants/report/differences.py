@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .groups import OF_LENGTH, Group, Mean, data_difference, differing
-from .notes import note_on_pairs, notes_on, notes_on_schedules
+from .notes import AT, note_on_pairs, notes_on, notes_on_schedules
 from .runs import SavedRun, interpolate
 from .statistics import ALPHA, Estimate, holm, paired, welch
 
-COMPARED = ("tokens", "flops", "time")  # the axes at which groups are compared
+COMPARED = tuple(AT)  # the axes at which groups are compared
 # How far apart, as a ratio, ends are the same end: a few percent of time are no two runs' fault.
 CLOSE = {"tokens": 1.01, "flops": 1.01, "time": 1.05}
 
@@ -211,10 +211,10 @@ def _verdict(groups: Sequence[Group], baselines: Sequence[Group]) -> Verdict:
         possible = [pair for pair in pairs if axis != "time" or _same_machine(*pair)]
         found[axis] = difference(*_nearest(possible, axis), axis) if possible else None
     notes = notes_on(group, baseline, same_machine)
-    for axis, at in (("tokens", "equal data"), ("flops", "equal cost"), ("time", "equal time")):
-        if one := found[axis]:
+    for axis, one in found.items():
+        if one is not None:
             if not one.at_the_end:
-                notes += notes_on_schedules(at, ((one.group, one.ours), (one.baseline, one.theirs)), CLOSE[axis])
+                notes += notes_on_schedules(axis, ((one.group, one.ours), (one.baseline, one.theirs)), CLOSE[axis])
             if one.estimate.paired:
                 notes += [note for note in note_on_pairs(one.group, one.baseline) if note not in notes]
     return Verdict(

@@ -7,6 +7,9 @@ from ..registry import VARIANTS
 from .groups import BASELINE, OF_LENGTH, Group, differing
 from .runs import SavedRun
 
+# Axis -> what groups that have come equally far on it are equal in.
+AT = {"tokens": "equal data", "flops": "equal cost", "time": "equal time"}
+
 
 def notes_on(group: Group, baseline: Group, same_machine: bool) -> list[str]:
     """On block size, batch, settings and machine."""
@@ -50,11 +53,11 @@ def _notes_on_settings(ours: SavedRun, theirs: SavedRun) -> list[str]:
     return notes
 
 
-def notes_on_schedules(at: str, stood: Sequence[tuple[Group, float]], close: float) -> list[str]:
+def notes_on_schedules(axis: str, stood: Sequence[tuple[Group, float]], close: float) -> list[str]:
     """On groups that were cut in mid-schedule, where the rate is higher than at its end.
 
     Args:
-        at: what both have come equally far in: "equal data", "equal cost" or "equal time".
+        axis: of `AT`.
         stood: each group, and the step at which it stood there.
         close: how many times that step a schedule's end may be, to have ended there.
     """
@@ -65,12 +68,11 @@ def notes_on_schedules(at: str, stood: Sequence[tuple[Group, float]], close: flo
             continue
         how = f"--max_steps {step:.0f}"
         fair = f"a run with {how} would be the fair one"
-        if at != "equal data":
-            axis = "flops" if at == "equal cost" else "time"
+        if axis != "tokens":
             fair = f"`python -m gpt2_variants compare --equal {axis}` trains the fair one, of {how}"
         notes.append(
-            f"At {at} {group.label} stood at step {step:,.0f} of {end:,}, cut in mid-schedule: its learning rate had "
-            f"not decayed as far as at its end. That counts against it; {fair}."
+            f"At {AT[axis]} {group.label} stood at step {step:,.0f} of {end:,}, cut in mid-schedule: its learning rate "
+            f"had not decayed as far as at its end. That counts against it; {fair}."
         )
     return notes
 

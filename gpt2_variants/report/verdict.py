@@ -4,14 +4,10 @@ from collections.abc import Sequence
 
 from .differences import Difference, Verdict
 from .groups import Group
+from .notes import AT
 from .statistics import ALPHA, MOST_SEEDS, seeds_needed
 from .tables import flops_text, p_text, with_interval
 
-AT = {
-    "tokens": lambda place: f"equal data ({place:,.0f} training tokens)",
-    "flops": lambda place: f"equal cost ({flops_text(place)} training FLOPs)",
-    "time": lambda place: f"equal time ({place:,.0f} s of training on the same machine)",
-}
 TOO_FEW = "too few seeds: at least two of each are needed to tell a difference from chance"
 
 
@@ -27,11 +23,12 @@ def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[s
         if v.not_comparable:
             lines.append(" ".join([f"{against}their perplexities are not comparable: {v.not_comparable}.", *v.notes]))
             continue
-        told = [sentence(found) for found in v.differences]
-        sentences = [
-            f"At {_place(found, v)} {'the same' if n and told[n] == told[0] else told[n]}."
-            for n, found in enumerate(v.differences)
-        ]
+        first_at: dict[str, str] = {}  # what was found -> where first
+        sentences = []
+        for found in v.differences:
+            told = sentence(found)
+            sentences.append(f"At {_place(found, v)} {first_at.get(told, told)}.")
+            first_at.setdefault(told, f"as at {AT[found.axis]}")
         if not sentences:
             sentences = ["They have no evaluation in common."]
         elif all(found.word == "too few seeds" for found in v.differences):
@@ -50,14 +47,16 @@ def sentence(found: Difference) -> str:
     if estimate.low is None or estimate.high is None or estimate.sd is None or found.p_adjusted is None:
         return "undecided: a run's loss is not a number there"
     nats = f"{with_interval(estimate.mean, estimate.low, estimate.high, '.4f')} nats"
-    p = p_text(found.p_adjusted) + (f" adjusted for {found.comparisons} comparisons" if found.comparisons > 1 else "")
+    p = f"adjusted {p_text(found.p_adjusted)}" if found.comparisons > 1 else p_text(found.p_adjusted)
     if found.word == "undecided":
         largest = max(abs(estimate.low), abs(estimate.high))
         n = seeds_needed(estimate.sd, estimate.mean, ALPHA / found.comparisons)
         number = f"{n:,} or more" if n == MOST_SEEDS else f"about {n}"
+        alone = estimate.p is not None and estimate.p < ALPHA
+        why = f"; alone it would be told from chance, among {found.comparisons} comparisons it is not" if alone else ""
         return (
-            f"undecided: no difference larger than {largest:.4f} nats found (loss {nats}, {p}); {number} seeds "
-            "of each would tell a difference of the size seen, in every second case"
+            f"undecided: no difference larger than {largest:.4f} nats found (loss {nats}, {p}{why}); {number} seeds of "
+            "each would tell a difference of the size seen, in every second case"
         )
     percent = with_interval(found.percent, found.percent_low, found.percent_high, ".1f")
     return f"{found.word}: perplexity {percent} %, loss {nats}, {p}"
@@ -65,7 +64,12 @@ def sentence(found: Difference) -> str:
 
 def _place(found: Difference, v: Verdict) -> str:
     """Where the two stand, and by which groups, if they are others than at equal data."""
-    place = AT[found.axis](found.place)
+    how_far = {
+        "tokens": f"{found.place:,.0f} training tokens",
+        "flops": f"{flops_text(found.place)} training FLOPs",
+        "time": f"{found.place:,.0f} s of training on the same machine",
+    }
+    place = f"{AT[found.axis]} ({how_far[found.axis]})"
     for group, main in ((found.group, v.group), (found.baseline, v.baseline)):
         if group is not main:
             place += f", by {group.label},"
