@@ -17,7 +17,10 @@ setup(
     license="Apache-2.0",
     packages=[*find_packages(include=["gpt2_variants", "gpt2_variants.*"]), "gpt2_variants.ds_configs"],
     package_dir={"gpt2_variants.ds_configs": "ds_configs"},  # visible in a checkout, within the package in a wheel
-    package_data={"gpt2_variants": ["py.typed", "models/README.md"], "gpt2_variants.ds_configs": ["*.json"]},
+    package_data={
+        "gpt2_variants": ["py.typed", "models/README.md", "report/templates/*"],
+        "gpt2_variants.ds_configs": ["*.json"],
+    },
     entry_points={"console_scripts": ["gpt2-variants = gpt2_variants.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
@@ -29,6 +32,7 @@ setup(
         "huggingface_hub>=1.5",
         "safetensors",
         "filelock",
+        "jinja2>=3.1",
         "pydantic>=2",
         "xxhash",
         "numpy",

@@ -250,13 +250,14 @@ def test_the_pattern_drawn_is_the_models(exported):
 # --- by the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_draws_a_models_pictures(exported, capsys):
+def test_the_command_draws_a_models_pictures(exported):
     folder, _ = exported("drift_diffusion")
     assert __main__.main(["report", str(folder)]) == 0
     page = (folder.parent / "model-report" / "report.html").read_text()
     for name in NAMES["drift_diffusion"]:
         assert f'id="model0-{name}-figure_1"' in page
-    assert "Drift gates by layer and head" in capsys.readouterr().out
+    assert "Drift gates by layer and head" in page
+    assert "Drift gates by layer and head" in (folder.parent / "model-report" / "report.md").read_text()
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model", "model-report"]
 
 

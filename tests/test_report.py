@@ -1,82 +1,27 @@
-"""Several runs beside one another: figures against ones computed here another way, and a page that stands alone."""
+"""Several runs beside one another: figures against ones computed here another way."""
 
 import importlib.util
 import json
 import math
-import re
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_runs import DATA, groups_of, judged, make_run, row
 from scipy import stats
 
-from gpt2_variants import __main__, drawing, report
+from gpt2_variants import __main__, report
 from gpt2_variants.faults import UsageError
 from gpt2_variants.report import statistics
-
-DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
-FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
-
-
-def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_per_step=100, every=10, **facts):
-    """A run's folder as training leaves it; `losses`: step -> eval_loss. Options go by "options", facts by name."""
-    losses = losses or {10: 5.0, 20: 4.0}
-    block_size = facts.get("options", {}).get("block_size", 64)
-    options = {"variant": variant, "seed": seed, "block_size": block_size, "learning_rate": 0.001, "model_args": {}}
-    options |= {"output_dir": str(folder), **facts.pop("options", {})}
-    record = {
-        "status": "finished",
-        "reason": None,
-        "variant": variant,
-        "options": options,
-        "data": DATA.format(block_size),
-        "data_fingerprint": f"print of blocks of {block_size}",
-        "unigram_perplexity": 800.0,
-        "num_parameters": 1234,
-        "flops_per_token": FLOPS.get(variant, 1000.0),
-        "starts": [{"world_size": 1, "device": "A CPU (2 cores)"}],
-        **facts,
-    }
-    lines = []
-    last = max(losses)
-    for step in sorted({*range(every, last + 1, every), *losses}):
-        speed = {"tokens": step * tokens_per_step, "tokens_per_second": 50.0, "peak_memory_bytes": 2**30}
-        lines.append({"step": step, "elapsed_seconds": step * 2.0, "loss": 7.5 - step / 100, **speed})
-        if step in losses:
-            loss = losses[step]
-            figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_accuracy": loss / 100}
-            if infill:
-                figures |= {"eval_infill_loss": infill, "eval_infill_perplexity": math.exp(infill)}
-                figures |= {"eval_infill_accuracy": infill / 100}
-            lines.append({"step": step, "elapsed_seconds": step * 2.0, **figures})
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def groups_of(*folders):
-    return report.make_groups([report.read_run(folder) for folder in folders])
-
-
-def judged(*folders):
-    (verdict,) = report.judge(groups_of(*folders))
-    return verdict
+from gpt2_variants.report.charts import Curves
 
 
 @pytest.fixture
 def text_of(monkeypatch):
     """The report's text, without the time that its charts take."""
-    monkeypatch.setattr("gpt2_variants.report.page.charts_html", lambda groups, styles: "")
+    monkeypatch.setattr("gpt2_variants.report.page.curves_of", lambda groups: Curves({}, [], [], []))
+    monkeypatch.setattr("gpt2_variants.report.page.forests", lambda verdicts: [])
     return lambda folders, output_dir=None: report.write(folders, output_dir).text
-
-
-def row(text: str, title: str, name: str) -> list[str]:
-    """The cells of the row that begins with `name` in the Markdown table `title`."""
-    section = text.split(f"## {title}")[1].split("\n## ")[0]
-    (line,) = [line for line in section.splitlines() if line.startswith(f"| {name} |")]
-    return line.strip("| ").split(" | ")
 
 
 # --- groups and their figures -----------------------------------------------------------------------------------------
@@ -526,156 +471,6 @@ def test_without_a_baseline_it_is_said(tmp_path, text_of):
     assert "No finished run of gpt2, the baseline, is among these" in text_of(runs)
 
 
-# --- infill stays apart -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def charts(monkeypatch):
-    """What is drawn: chart's y-label -> all the values of its lines, and their bands."""
-    drawn = {}
-
-    def chart(lines, x_label, y_label, log=False, level=None):
-        drawn.setdefault(y_label, []).append(lines)
-        return original(lines, x_label, y_label, log, level)
-
-    original = drawing.chart
-    monkeypatch.setattr(drawing, "chart", chart)
-    return drawn
-
-
-def test_infill_is_in_no_next_token_column_and_in_no_next_token_chart(tmp_path, charts):
-    base = make_run(tmp_path / "a")
-    duo = make_run(tmp_path / "b", "duo_predict", losses={10: 5.5, 20: 4.25}, infill=3.125)
-    written = report.write([base, duo])
-    infill = [f"{3.125:.4f}", f"{math.exp(3.125):.2f}", "0.0312"]
-    assert row(written.text, "Infill (has seen the right neighbour)", "duo_predict")[2:] == infill
-    assert row(written.text, "Validation", "duo_predict")[2:5] == ["4.2500", f"{math.exp(4.25):.2f}", "0.0425"]
-    outside = written.text.split("## Infill")[0] + written.text.split("## Infill")[1].split("## ", 1)[1]
-    for figure in infill:
-        assert figure not in outside
-    values = {label: {y for lines in axes for line in lines for y in line.y} for label, axes in charts.items()}
-    assert values["perplexity"] == {math.exp(x) for x in (5.0, 4.0, 5.5, 4.25)}
-    assert values["infill perplexity"] == {math.exp(3.125)}
-    # the training loss of duo-predict is that of both streams
-    assert {len(lines) for lines in charts["nats per prediction"]} == {1}
-    of_training = [lines for lines in charts["nats per token"] if not lines[0].marked]
-    assert len(of_training) == 4
-    assert {len(lines) for lines in of_training} == {1}
-    assert of_training[0][0].style.colour == drawing.INK
-
-
-def test_a_curve_of_seeds_is_their_mean_in_a_band_over_common_steps(tmp_path, charts):
-    runs = [
-        make_run(tmp_path / "a", seed=1, losses={10: 5.0, 15: 4.6, 20: 4.0}),
-        make_run(tmp_path / "b", seed=2, losses={10: 5.5, 20: 4.1}),
-        make_run(tmp_path / "c", seed=3, losses={10: 5.1, 20: 4.4}),
-    ]
-    report.write(runs)
-    by_axis = [lines for lines in charts["nats per token"] if lines[0].marked]
-    for (line,), places in zip(by_axis, ([1, 2], [10, 20], [20, 40], [1, 2]), strict=True):
-        assert line.x == pytest.approx(places)  # thousand tokens, steps, seconds, 10^6 FLOPs
-        assert line.y == pytest.approx([np.mean([5.0, 5.5, 5.1]), np.mean([4.0, 4.1, 4.4])])
-        assert (line.low, line.high) == ([5.0, 4.0], [5.5, 4.4])
-
-
-def test_long_curves_are_averaged_to_a_few_points(tmp_path, charts):
-    folder = make_run(tmp_path / "a", losses={1000: 4.0}, every=1)
-    report.write([folder])
-    ((line,), *_) = (lines for lines in charts["nats per token"] if not lines[0].marked)
-    assert len(line.y) == 200
-    assert line.y[:2] == pytest.approx([7.5 - 0.03, 7.5 - 0.08])  # of steps 1-5 and 6-10
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Ids, references, tags and text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.ids, self.references, self.tags, self.text = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("href", "src", "xlink:href", "srcset", "data", "action", "poster"):
-                self.references.append(value)
-            self.references += re.findall(r"url\(([^)]*)\)", value or "")
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-@pytest.fixture
-def written(tmp_path):
-    """The report of two gpt2, a duo_predict and an unfinished run with hostile names."""
-    evil = "<script>alert(1)</script>"
-    runs = [make_run(tmp_path / f"a{n}", seed=n) for n in (1, 2)]
-    runs.append(make_run(tmp_path / "<b onload=x>", "duo_predict", infill=3.0, git_commit='"><img src=x>'))
-    runs.append(make_run(tmp_path / "c", evil, status="failed", reason=f"{evil} & | more", data=evil))
-    return report.write(runs, tmp_path / "out")
-
-
-def test_the_page_needs_nothing_outside_of_itself(written):
-    text = written.page.read_text()
-    page = Page(text)
-    assert page.references
-    assert not [r for r in page.references if not r.startswith(("#", "data:"))]
-    assert "@import" not in text
-    outside = [url for url in re.findall(r"https?://[^\s\"'<)]+", text) if not url.startswith("http://www.w3.org/")]
-    assert outside == []
-    assert "script" not in page.tags
-    assert sorted(p.name for p in written.page.parent.iterdir()) == ["report.html", "report.md"]
-
-
-def test_ids_are_unique_and_references_lead_to_them(written):
-    page = Page(written.page.read_text())
-    assert len(page.ids) == len(set(page.ids)) > 100
-    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
-
-
-def test_what_comes_from_a_run_is_text_on_the_page_and_in_the_table(written):
-    page = Page(written.page.read_text())
-    assert "img" not in page.tags
-    assert "b" not in page.tags
-    text = "".join(page.text)
-    assert "failed: <script>alert(1)</script> & | more" in text
-    assert "<b onload=x>" in text
-    assert "<" not in written.table.read_text()
-    assert "&lt;script>alert(1)&lt;/script> & \\| more" in written.table.read_text()
-
-
-def test_colours_are_the_pages_own_in_light_and_dark(written):
-    text = written.page.read_text()
-    assert text.count("<style") == 1
-    body = text.split("</style>")[1]
-    for light, dark in drawing.COLOURS.values():
-        assert light not in body
-        assert dark not in body
-    assert set(re.findall(r"#[0-9a-f]{6}\b", body)) <= {"#ffffff", "#000000"}
-    assert set(re.findall(r"var\(--(\w+)\)", body)) <= set(drawing.COLOURS)
-    assert "prefers-color-scheme:dark" in text
-
-
-def test_each_chart_is_there_against_each_axis(written):
-    page = Page(written.page.read_text())
-    for chart in ("loss", "perplexity", "accuracy", "training", "infill", "training-both"):
-        for axis in report.AXES:
-            assert f"{chart}-{axis}-figure_1" in page.ids
-
-
-def test_styles_tell_many_groups_apart():
-    found = drawing.styles([True, True] + [False] * 20)
-    assert len(set(found)) == len(found)
-    assert {style.colour for style in found[:2]} == {drawing.INK}
-    assert drawing.INK not in {style.colour for style in found[2:]}
-    assert all(drawing.swatch(style).startswith("<svg") for style in found)
-
-
 # --- what is missing, and what is wrong -------------------------------------------------------------------------------
 
 
@@ -746,7 +541,7 @@ def test_where_the_report_goes(tmp_path, monkeypatch, capsys, text_of):
         assert __main__.main(["report", *folders]) == 0
         out = capsys.readouterr().out
         assert f"page        {place}/report.html" in out
-        assert (tmp_path / place / "report.md").read_text().strip() in out
+        assert "|" not in out
     assert row((tmp_path / "runs/report/report.md").read_text(), "Validation", "gpt2")[1] == "2"
     # `runs/*` names the report's own folder
     assert __main__.main(["report", "runs/b", "runs/report"]) == 0
@@ -766,52 +561,3 @@ def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp
     (other / "report").write_text("")
     report.show(Options(variant="gpt2", output_dir=str(other)))
     assert "report      none: --output_dir" in capsys.readouterr().out
-
-
-def test_a_command_adds_sections_and_rows_of_its_own(tmp_path):
-    with drawing.look():
-        figure, axes = drawing.new_axes()
-        axes.plot([1, 2], [3, 4], color=drawing.PALETTE[0])
-    table = report.Table("Tried", "lr", ("rate", "loss"), [["<i>1", "2"]], "How to read it.")
-    section = report.Section("Tuning", ["The rate <b>won</b>."], [table], [("tuning-loss", "Rates", "A cap.", figure)])
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "drift")]
-    written = report.write(runs, sections=[section], about=[("Rates tried", "1 & 2")])
-    page = Page(written.page.read_text())
-    text = "".join(page.text)
-    for part in (
-        "Tuning",
-        "The rate <b>won</b>.",
-        "<i>1",
-        "How to read it.",
-        "Rates",
-        "A cap.",
-        "Rates tried",
-        "1 & 2",
-    ):
-        assert part in text
-    assert "tuning-loss-figure_1" in page.ids
-    assert text.index("Is it better?") < text.index("Rates tried") < text.index("Tuning") < text.index("Curves")
-    for part in ("## Tuning", "- Rates tried: 1 & 2", "| &lt;i>1 | 2 |", "Rates. A cap."):
-        assert part in written.text
-
-
-def test_the_same_runs_give_the_same_page(tmp_path):
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "drift")]
-    pages = [report.write(runs, tmp_path / out).page.read_bytes() for out in "xy"]
-    assert pages[0] == pages[1]
-
-
-@pytest.mark.parametrize(
-    ("axis", "largest", "expected"),
-    [
-        ("steps", 8910, (1, "optimizer steps")),
-        ("tokens", 583_695_360, (1e6, "million tokens")),
-        ("tokens", 5e9, (1e9, "thousand million tokens")),
-        ("time", 100, (1, "seconds of training")),
-        ("time", 7000, (60, "minutes of training")),
-        ("time", 36000, (3600, "hours of training")),
-        ("flops", 1.5e18, (1e18, "training FLOPs, 10¹⁸")),
-    ],
-)
-def test_units_of_the_axes(axis, largest, expected):
-    assert drawing.unit(axis, largest) == expected

@@ -24,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the report on the runs, and print its table; of a single run also its summary and its plot."""
+    """Write the report on the runs, and print its table; of a single run its summary and its plot."""
     from ..report import plot, summary, write
 
     report = write(arguments.runs, arguments.output_dir)
-    if len(arguments.runs) == 1 and (arguments.runs[0] / "run.json").exists():
+    if len(arguments.runs) > 1:
+        print(report.terminal, end="\n\n")
+    elif (arguments.runs[0] / "run.json").exists():
         print(summary(arguments.runs[0]))
         print(f"plot        {plot(arguments.runs[0])}")
-    print(f"\n{report.text}\n")
     print(f"page        {report.page}")
     print(f"table       {report.table}")
 

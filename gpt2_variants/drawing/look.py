@@ -14,6 +14,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "ink": ("#1f2328", "#e6e6e3"),
     "faint": ("#d5d8dc", "#42474d"),
     "muted": ("#6a7078", "#9aa1a9"),
+    "box": ("#fefefe", "#1e2125"),  # what a figure stands on
     "c0": ("#0072b2", "#56b4e9"),
     "c1": ("#d55e00", "#ff8c42"),
     "c2": ("#009e73", "#2fd0a5"),
@@ -21,7 +22,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "c4": ("#a87b00", "#f0c04a"),
     "c5": ("#5e4fa2", "#b3a7f0"),
 }
-INK, FAINT, MUTED = (COLOURS[name][0] for name in ("ink", "faint", "muted"))
+INK, FAINT, MUTED, BOX = (COLOURS[name][0] for name in ("ink", "faint", "muted", "box"))
 PALETTE = tuple(light for name, (light, _) in COLOURS.items() if re.fullmatch(r"c\d", name))
 
 
@@ -45,6 +46,28 @@ def new_axes(size: tuple[float, float] = SIZE, fitted: bool = False) -> tuple[An
     if not fitted:
         figure.subplots_adjust(left=0.18, right=0.965, bottom=0.175, top=0.96)
     return figure, figure.subplots()
+
+
+def new_panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """An empty figure with `count` panels on common axes, row by row, and their axes; draw in them under `look()`.
+
+    Args:
+        width: of the figure, in inches.
+        height: of a panel, in inches.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    total = 0.6 + rows * height
+    figure = Figure(figsize=(width, total))
+    figure.subplots_adjust(left=0.15, right=0.985, bottom=0.55 / total, top=1 - 0.25 / total, hspace=0.28, wspace=0.08)
+    found = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in found[count:]:
+        axes.set_visible(False)
+    if rows > 1:  # above a place that is left empty the numbers of the axis stand where the column ends
+        for axes in found[count - columns : count]:
+            axes.tick_params(labelbottom=True)
+    return figure, found[:count]
 
 
 def look() -> Any:

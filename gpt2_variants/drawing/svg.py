@@ -1,57 +1,86 @@
-"""Figures as SVGs that a page colours."""
+"""Figures as SVGs that a page colours, with what their parts say when they are pointed at."""
 
-import html
 import io
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
-from .lines import Style
 from .look import COLOURS, look
 
-SWATCH_DASHES = {"solid": "", "dashed": "6 3", "dotted": "2 3", "dashdot": "6 2 2 2"}
+NAMESPACE = re.compile(r"\{.*\}")  # of a tag or an attribute, as ElementTree writes it
+VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
 
 
-def svg(figure: Any, name: str, label: str) -> str:
+def svg(figure: Any, name: str, label: str, hovers: Mapping[str, str | Sequence[str]] | None = None) -> str:
     """The figure as an `<svg>` for a page: transparent, with the page's colours, no size of its own.
 
     Args:
         name: of letters and dashes, unlike that of every other figure of the page; begins each id in the figure.
         label: what the figure shows, for who cannot see it.
+        hovers: gid of an artist -> what it says when it is pointed at, or what each of its markers says.
+
+    Raises:
+        ValueError: an artist of `hovers` is not in the figure, or has another number of markers.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with look():
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    for variable, (light, _) in COLOURS.items():
-        text = text.replace(light, f"var(--{variable})")
-    text = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", text, count=1)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if NAMESPACE.sub("", child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    _add_hovers(root, hovers or {})
+    for element in root.iter():
+        # a page of HTML knows an svg's tags without their namespaces
+        element.tag = NAMESPACE.sub("", element.tag)
+        attributes = {NAMESPACE.sub("", key): value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update({key: _own(key, value, name) for key, value in attributes.items()})
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size, None)
+    root.attrib |= {"role": "img", "aria-label": label}
+    root.tail = None
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def swatch(style: Style) -> str:
-    """A short piece of a line of `style`, as an `<svg>` for a legend."""
-    variable = next(name for name, (light, _) in COLOURS.items() if light == style.colour)
-    shapes = {
-        "o": '<circle cx="14" cy="6" r="3.5"/>',
-        "s": '<rect x="10.8" y="2.8" width="6.4" height="6.4"/>',
-        "^": '<path d="M14 2L18 9.5H10z"/>',
-        "D": '<path d="M14 1.5L18.5 6L14 10.5L9.5 6z"/>',
-        "v": '<path d="M14 10L18 2.5H10z"/>',
-        "P": '<path d="M12.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
-    }
-    dash = SWATCH_DASHES[style.dash]
-    return (
-        f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true" style="color:var(--{variable})">'
-        f'<path d="M0 6H28" stroke="currentColor" stroke-width="{style.width}" stroke-dasharray="{dash}"/>'
-        f'<g fill="currentColor">{shapes[style.marker]}</g></svg>'
-    )
+def _add_hovers(root: ElementTree.Element, hovers: Mapping[str, str | Sequence[str]]) -> None:
+    by_id = {element.get("id"): element for element in root.iter()}
+    for gid, said in hovers.items():
+        if gid not in by_id:
+            raise ValueError(f"{gid}: no artist of the figure has this gid")
+        element = by_id[gid]
+        if isinstance(said, str):
+            _add_title(element, said)
+            continue
+        # a line's markers stand in groups of their own; what its path uses are none
+        markers = [use for use in element.iter() if NAMESPACE.sub("", use.tag) == "use"]
+        if len(markers) != len(said):
+            raise ValueError(f"{gid}: has {len(markers)} markers, and {len(said)} texts")
+        for marker, text in zip(markers, said, strict=True):
+            _add_title(marker, text)
+
+
+def _add_title(element: ElementTree.Element, text: str) -> None:
+    title = ElementTree.Element("title")
+    title.text = text
+    element.insert(0, title)
+
+
+def _own(key: str, value: str, name: str) -> str:
+    """An attribute's value with its ids begun by `name`, and its colours those of the page."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return f"#{name}-{value.removeprefix('#')}"
+    if key == "style":
+        pairs = (declaration.split(":", 1) for declaration in value.split(";") if declaration.strip())
+        return ";".join(f"{k.strip()}:{_own(k.strip(), v.strip(), name)}" for k, v in pairs)
+    if value.startswith("url(#"):
+        return f"url(#{name}-{value.removeprefix('url(#')}"
+    return VARIABLES.get(value.lower(), value)
 
 
 def stylesheet() -> str:

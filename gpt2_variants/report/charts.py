@@ -1,10 +1,11 @@
 """The curves of a report, one chart for each figure, drawn against tokens, steps, time and FLOPs."""
 
-import dataclasses
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
+
+from markupsafe import Markup
 
 from .. import drawing
 from .groups import Group
@@ -14,12 +15,19 @@ from .tables import INFILL
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well
 
 
-def _curve(group: Group, axis: str, records: str, key: str, style: drawing.Style) -> drawing.Line | None:
-    """The mean of `key` over the group's runs, at the steps that all of them logged, and its band."""
+def _value(group: Group, record: dict[str, Any], key: str) -> float | None:
+    """The figure `key` of a record; a training loss is that of the next token alone, None where it was not logged."""
+    if key != "next_token_loss" or key in record or group.has_infill:
+        return record.get(key)
+    return record.get("loss")  # of the next token, all that the variant predicts
+
+
+def _curve(group: Group, axis: str, chart: "_Chart", style: drawing.Style) -> drawing.Line | None:
+    """The mean of a chart's figure over the group's runs, at the steps that all of them logged, and its band."""
     by_step: list[dict[int, tuple[float, float]]] = []
     for run in group.runs:
-        logged = [(r, run.place(r, axis)) for r in getattr(run, records) if r.get(key) is not None]
-        by_step.append({r["step"]: (place, r[key]) for r, place in logged if place is not None})
+        placed = [(r["step"], run.place(r, axis), _value(group, r, chart.key)) for r in getattr(run, chart.records)]
+        by_step.append({step: (x, y) for step, x, y in placed if x is not None and y is not None})
     steps = sorted(set.intersection(*map(set, by_step)))
     if not steps:
         return None
@@ -33,7 +41,8 @@ def _curve(group: Group, axis: str, records: str, key: str, style: drawing.Style
         low.append(min(values))
         high.append(max(values))
     band = {"low": low, "high": high} if len(group.runs) > 1 else {}
-    return drawing.Line(style, x, y, **band, marked=records == "evaluations")
+    marked = chart.records == "evaluations"
+    return drawing.Line(style, x, y, **band, marked=marked, label=group.label, reference=group.is_baseline)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,14 @@ CHARTS = (
     _Chart("loss", "Validation loss", "", "evaluations", "eval_loss", "nats per token"),
     _Chart("perplexity", "Validation perplexity", "", "evaluations", "eval_perplexity", "perplexity", log=True),
     _Chart("accuracy", "Validation accuracy", "", "evaluations", "eval_accuracy", "part predicted right"),
-    _Chart("training", "Training loss", "", "training", "loss", "nats per token"),
+    _Chart(
+        "training",
+        "Training loss of the next token",
+        "With dropout, where there is any.",
+        "training",
+        "next_token_loss",
+        "nats per token",
+    ),
     _Chart(
         "infill",
         "Infill perplexity: has seen the right neighbour",
@@ -74,52 +90,75 @@ CHARTS = (
     ),
 )
 AXIS_NAMES = {"tokens": "tokens", "steps": "steps", "time": "time", "flops": "FLOPs"}
+AXIS_LABELS = {
+    "tokens": "training tokens",
+    "steps": "optimizer steps",
+    "time": "seconds of training",
+    "flops": "training FLOPs",
+}
 
 
-def charts_html(groups: Sequence[Group], styles: Sequence[drawing.Style]) -> str:
-    """The section of the curves; empty where nothing can be drawn. `styles`: of each group."""
-    figures = []
-    for chart in CHARTS:
-        shown = list(zip(groups, styles, strict=True))
-        if chart.of_infill or chart.key == "loss":
-            shown = [(group, style) for group, style in shown if group.has_infill == chart.of_infill]
-        drawn = []
-        for axis in AXES:
-            found = (_curve(group, axis, chart.records, chart.key, style) for group, style in shown)
-            lines = [line for line in found if line is not None]
-            if not lines:
-                continue
-            scale, x_label = drawing.unit(axis, max(max(line.x) for line in lines))
-            lines = [dataclasses.replace(line, x=[x / scale for x in line.x]) for line in lines]
-            unigrams = {run.unigram_perplexity for group, _ in shown for run in group.runs}
-            level = unigrams.pop() if chart.key == "eval_perplexity" and len(unigrams) == 1 else None
-            with drawing.look():
-                figure = drawing.chart(lines, x_label, chart.y_label, chart.log, level)
-            svg = drawing.svg(figure, f"{chart.name}-{axis}", f"{chart.title} against {AXIS_NAMES[axis]}")
-            drawn.append(f'<div class="on-{axis}">{svg}</div>')
-        if drawn:
-            caption = f"<p>{html.escape(chart.caption)}</p>" if chart.caption else ""
-            title = f"<figcaption><h3>{html.escape(chart.title)}</h3>{caption}</figcaption>"
-            figures.append(f"<figure>{title}{''.join(drawn)}</figure>")
-    if not figures:
-        return ""
-    radios = "".join(
-        f'<input type="radio" name="axis" id="axis-{axis}"{" checked" if n == 0 else ""}>'
-        f'<label for="axis-{axis}">{AXIS_NAMES[axis]}</label>'
-        for n, axis in enumerate(AXES)
-    )
-    legend = "".join(
-        f"<li>{drawing.swatch(style)}{html.escape(group.label)}{_runs_of(group)}</li>"
-        for group, style in zip(groups, styles, strict=True)
-    )
-    words = "A line of several runs is their mean, and the band reaches from the least of them to the greatest."
-    many = f"<p>{words}</p>" if any(len(group.runs) > 1 for group in groups) else ""
+@dataclass(frozen=True)
+class ShownChart:
+    """A chart of the page: an `<svg>` for each axis that it can be drawn against."""
+
+    title: str
+    caption: str
+    by_axis: dict[str, Markup]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The section of the curves.
+
+    Attributes:
+        axes: axis -> its name.
+        legend: the style of each group, and what it stands for.
+        notes: how the charts are to be read.
+        charts: those that could be drawn.
+    """
+
+    axes: dict[str, str]
+    legend: list[tuple[drawing.Style, str]]
+    notes: list[str]
+    charts: list[ShownChart]
+
+
+def curves_of(groups: Sequence[Group]) -> Curves:
+    """The curves of `groups`, each with a style of its own in all charts."""
+    styles = drawing.styles([group.is_baseline for group in groups])
+    charts = [
+        ShownChart(chart.title, chart.caption, drawn)
+        for chart in CHARTS
+        if (drawn := _against_each_axis(chart, list(zip(groups, styles, strict=True))))
+    ]
+    notes = []
+    if any(len(group.runs) > 1 for group in groups):
+        notes.append(
+            "A line of several runs is their mean, and the band reaches from the least of them to the greatest."
+        )
+    if len(groups) > drawing.MOST_TOGETHER:
+        notes.append("A chart of more than six lines has a panel for each, in which the baseline's line stands too.")
     if len({group.machine for group in groups}) > 1:
-        many += "<p>Against time the curves compare between runs on the same machine only.</p>"
-    return (
-        f'<section class="curves"><h2>Curves</h2><ul class="legend">{legend}</ul>{many}'
-        f'<span class="against">against</span>{radios}<div class="grid">{"".join(figures)}</div></section>'
-    )
+        notes.append("Against time the curves compare between runs on the same machine only.")
+    legend = [(style, group.label + _runs_of(group)) for group, style in zip(groups, styles, strict=True)]
+    return Curves(AXIS_NAMES, legend, notes, charts)
+
+
+def _against_each_axis(chart: _Chart, shown: list[tuple[Group, drawing.Style]]) -> dict[str, Markup]:
+    if chart.of_infill:
+        shown = [(group, style) for group, style in shown if group.has_infill]
+    unigrams = {run.unigram_perplexity for group, _ in shown for run in group.runs}
+    level = unigrams.pop() if chart.key == "eval_perplexity" and len(unigrams) == 1 else None
+    found = {}
+    for axis in AXES:
+        drawn = (_curve(group, axis, chart, style) for group, style in shown)
+        if lines := [line for line in drawn if line is not None]:
+            with drawing.look():
+                figure, hovers = drawing.chart(lines, AXIS_LABELS[axis], chart.y_label, chart.log, level)
+            label = f"{chart.title} against {AXIS_NAMES[axis]}"
+            found[axis] = Markup(drawing.svg(figure, f"{chart.name}-{axis}", label, hovers))
+    return found
 
 
 def _runs_of(group: Group) -> str:

@@ -1,6 +1,7 @@
 """Which architecture is better, in words."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .differences import Difference, Verdict
 from .groups import Group
@@ -11,17 +12,30 @@ from .tables import flops_text, p_text, with_interval
 TOO_FEW = "too few seeds: at least two of each are needed to tell a difference from chance"
 
 
+@dataclass(frozen=True)
+class Said:
+    """What is said of a variant, or of all runs: `text`, and in `notes` what to mind in it."""
+
+    text: str
+    notes: list[str]
+
+
 def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[str]:
     """Paragraphs: whether each group is better than the baseline, and what to mind in comparing them."""
+    return [" ".join([said.text, *said.notes]) for said in verdict_said(verdicts, groups)]
+
+
+def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[Said]:
+    """As `verdict_text`, with the notes apart."""
     lines = []
     if not any(group.is_baseline and group.finished for group in groups):
-        lines.append("No finished run of gpt2, the baseline, is among these: add one to compare with.")
+        lines.append(Said("No finished run of gpt2, the baseline, is among these: add one to compare with.", []))
     elif not verdicts:
-        lines.append("No finished run of a variant is among these to compare with gpt2.")
+        lines.append(Said("No finished run of a variant is among these to compare with gpt2.", []))
     for v in verdicts:
         against = f"{v.group.name} against {v.baseline.name}: "
         if v.not_comparable:
-            lines.append(" ".join([f"{against}their perplexities are not comparable: {v.not_comparable}.", *v.notes]))
+            lines.append(Said(f"{against}their perplexities are not comparable: {v.not_comparable}.", v.notes))
             continue
         first_at: dict[str, str] = {}  # what was found -> where first
         sentences = []
@@ -35,8 +49,8 @@ def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[s
             places = [_place(found, v) for found in v.differences]
             sentences = [f"At {' and at '.join(places)} {TOO_FEW}."]
         first, *others = sentences
-        lines.append(" ".join([against + first[0].lower() + first[1:], *others, *v.notes]))
-    return lines + _warnings(groups)
+        lines.append(Said(" ".join([against + first[0].lower() + first[1:], *others]), v.notes))
+    return lines + [Said(warning, []) for warning in _warnings(groups)]
 
 
 def sentence(found: Difference) -> str:

@@ -1,0 +1,62 @@
+"""Runs' folders as training leaves them, for the tests of the report."""
+
+import json
+import math
+
+from gpt2_variants import report
+
+DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
+FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
+
+
+def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_per_step=100, every=10, **facts):
+    """A run's folder as training leaves it; `losses`: step -> eval_loss. Options go by "options", facts by name."""
+    losses = losses or {10: 5.0, 20: 4.0}
+    block_size = facts.get("options", {}).get("block_size", 64)
+    options = {"variant": variant, "seed": seed, "block_size": block_size, "learning_rate": 0.001, "model_args": {}}
+    options |= {"output_dir": str(folder), **facts.pop("options", {})}
+    record = {
+        "status": "finished",
+        "reason": None,
+        "variant": variant,
+        "options": options,
+        "data": DATA.format(block_size),
+        "data_fingerprint": f"print of blocks of {block_size}",
+        "unigram_perplexity": 800.0,
+        "num_parameters": 1234,
+        "flops_per_token": FLOPS.get(variant, 1000.0),
+        "starts": [{"world_size": 1, "device": "A CPU (2 cores)"}],
+        **facts,
+    }
+    lines = []
+    last = max(losses)
+    for step in sorted({*range(every, last + 1, every), *losses}):
+        speed = {"tokens": step * tokens_per_step, "tokens_per_second": 50.0, "peak_memory_bytes": 2**30}
+        lines.append({"step": step, "elapsed_seconds": step * 2.0, "loss": 7.5 - step / 100, **speed})
+        if step in losses:
+            loss = losses[step]
+            figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_accuracy": loss / 100}
+            if infill:
+                figures |= {"eval_infill_loss": infill, "eval_infill_perplexity": math.exp(infill)}
+                figures |= {"eval_infill_accuracy": infill / 100}
+            lines.append({"step": step, "elapsed_seconds": step * 2.0, **figures})
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def groups_of(*folders):
+    return report.make_groups([report.read_run(folder) for folder in folders])
+
+
+def judged(*folders):
+    (verdict,) = report.judge(groups_of(*folders))
+    return verdict
+
+
+def row(text: str, title: str, name: str) -> list[str]:
+    """The cells of the row that begins with `name` in the Markdown table `title`."""
+    section = text.split(f"## {title}")[1].split("\n## ")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f"| {name} |")]
+    return line.strip("| ").split(" | ")
