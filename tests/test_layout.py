@@ -42,8 +42,9 @@ MAY_IMPORT = {
     "dry_run": {"registry", "config", "measuring", "models", "ranks"},
     "models": set(),
     "ranks": {"faults"},
+    "measuring": {"models"},  # for its types only
     "records": {"folders"},
-    **{alone: set() for alone in ("variant_text", "network", "nodes", "evaluation", "faults", "folders", "measuring")},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "evaluation", "faults", "folders")},
 }
 
 
