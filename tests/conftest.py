@@ -179,3 +179,14 @@ def metrics(folder: Path) -> list[dict]:
     clock = {"elapsed_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+@pytest.fixture
+def text_of(monkeypatch):
+    """The report's text, without the time that its charts take."""
+    from gpt2_variants import report
+    from gpt2_variants.report.charts import Curves
+
+    monkeypatch.setattr("gpt2_variants.report.page.curves_of", lambda groups: Curves({}, [], [], []))
+    monkeypatch.setattr("gpt2_variants.report.page.forests", lambda verdicts: [])
+    return lambda folders, output_dir=None: report.write(folders, output_dir).text

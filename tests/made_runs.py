@@ -7,6 +7,7 @@ from gpt2_variants import report
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
 FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
+PAIRED = {"train_batch_size": 8}  # the data order of a seed is known
 
 
 def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_per_step=100, every=10, **facts):
@@ -44,6 +45,15 @@ def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_p
     (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def make_seeds(folder, variant, ends, first=1, **facts):
+    """Runs of the seeds from `first` on, that end at these losses."""
+    options = PAIRED | facts.pop("options", {})
+    return [
+        make_run(folder / f"{variant}-{n}", variant, n, losses={10: 5.0, 20: end}, options=dict(options), **facts)
+        for n, end in enumerate(ends, first)
+    ]
 
 
 def groups_of(*folders):
