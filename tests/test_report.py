@@ -183,3 +183,24 @@ def test_a_finished_run_shows_itself_even_where_its_report_cannot_be_written(tmp
     (other / "report").write_text("")
     report.show(Options(variant="gpt2", output_dir=str(other)))
     assert "report      none: --output_dir" in capsys.readouterr().out
+
+
+def test_the_terminals_table(tmp_path, text_of):
+    base = [make_run(tmp_path / f"g{n}", seed=n, losses={20: 4.0 + n / 100}) for n in range(3)]
+    long = "a_variant_whose_name_is_longer_than_a_terminal_has_columns_for_it_beside_its_figures"
+    good = [make_run(tmp_path / f"d{n}", long, n, losses={20: 3.5 + n / 90}) for n in range(3)]
+    alone = make_run(tmp_path / "p", "parallel", losses={20: 4.5})
+    other = make_run(tmp_path / "o", "drift", losses={20: 4.5}, data_fingerprint="another")
+    lines = report.write([*base, *good, alone, other]).terminal.splitlines()
+    assert max(map(len, lines)) <= 100
+    interval = stats.ttest_ind([3.5, 3.5 + 1 / 90, 3.5 + 2 / 90], [4.0, 4.01, 4.02], equal_var=False)
+    low, high = (f"{end:.4f}".replace("-", "\N{MINUS SIGN}") for end in interval.confidence_interval())
+    (first,) = [line for line in lines if line.startswith("a_variant")]
+    assert first.split()[1:] == ["3", "3.5111", "tokens", "\N{MINUS SIGN}0.4989", f"[{low},", f"{high}]", "better"]
+    assert "".join(line.split(" ")[0] for line in lines[3:6] if not line.startswith(" ")).startswith(
+        "a_variant_whose_name"
+    )
+    assert [line.split()[:3] for line in lines if line.startswith("gpt2")] == [["gpt2", "3", "4.0100"]]
+    (parallel,) = [line for line in lines if line.startswith("parallel")]
+    assert parallel.split() == ["parallel", "1", "4.5000", "tokens", "+0.4900", "too", "few", "seeds"]
+    assert [line.endswith("not comparable") for line in lines if line.startswith("drift")] == [True]

@@ -323,6 +323,12 @@ def test_what_was_compared_is_told_once_and_what_differs_by_variant(tmp_path, fo
         "python train_ds.py --variant {} --preset demo --max_steps 20 --model_args n_layer=2 --no-bf16 --report_to none"
     )
     assert box.commands == [("gpt2", words.format("gpt2")), ("drift", words.format("drift") + " --seed 7")]
+    same = make_run(tmp_path / "c", "parallel", **common, asked={"variant": "parallel", **asked})
+    own = make_run(tmp_path / "d", "idea", **common, asked={"variant": "my/idea.py", **asked})
+    assert compared(groups_of(base, same, own)).commands == [
+        ("gpt2, parallel", words.format("VARIANT")),
+        ("idea", words.format("my/idea.py")),
+    ]
     text = " ".join(Page(report.write([base, ours]).page.read_text()).text)
     assert text.count("torch 2.99") == 1
     assert words.format("gpt2") in text
@@ -353,6 +359,15 @@ def test_a_plan_of_a_run_is_told_in_the_box(tmp_path):
     assert told["initialisation"] == "random, initializer_range 0.05"
     assert (told["dropout"], told["precision"]) == ("resid_pdrop 0.1", "bf16, float32 master weights")
     assert told["other fields of the config"] == "leak_free True"
+
+
+def test_each_variant_is_told_in_a_sentence_and_its_figures_and_notes_below_it(tmp_path, forest_rows):
+    base = [make_run(tmp_path / f"g{n}", seed=n, losses={20: 4.0 + n / 100}) for n in range(3)]
+    good = [make_run(tmp_path / f"d{n}", "duo_predict", n, losses={20: 3.5 + n / 90}) for n in range(3)]
+    lines = [line.strip() for line in Page(report.write([*base, *good]).page.read_text()).text]
+    assert "duo_predict: better at equal data and equal time." in lines  # half the data cost as much: no evaluation yet
+    (figures,) = [line for line in lines if line.startswith("duo_predict against gpt2: at equal data")]
+    assert lines.index("duo_predict: better at equal data and equal time.") < lines.index(figures)
 
 
 # --- many groups, and few ---------------------------------------------------------------------------------------------

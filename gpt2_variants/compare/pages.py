@@ -23,7 +23,7 @@ def write_report(experiment: Experiment, choices: Mapping[Unit, Choice]) -> None
         return
     sections = [*_tuning(choices), *_ladder(experiment)]
     report = write(folders, experiment.output_dir / "report", sections, _about(experiment, choices))
-    print(f"\n{report.text}\n")
+    print(f"\n{report.terminal}\n")
     print(f"page        {report.page}")
     print(f"table       {report.table}")
 

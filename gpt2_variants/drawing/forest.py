@@ -71,5 +71,6 @@ def _say(axes: Any, row: Row, number: int) -> None:
     """The row's label at the left and its word at the right, above the interval."""
     label = row.label if len(row.label) <= 44 else f"{row.label[:43]}…"
     beside = {"xycoords": ("axes fraction", "data"), "va": "center", "size": 11}
-    axes.annotate(label, (0.005, number - 0.18), ha="left", **beside)
+    behind = {"facecolor": BOX, "edgecolor": "none", "pad": 1.0}  # so that no line crosses it
+    axes.annotate(label, (0.005, number - 0.18), ha="left", bbox=behind, **beside)
     axes.annotate(row.word, (0.995, number - 0.18), ha="right", color=SIGNS[row.word][0], **beside)

@@ -13,6 +13,7 @@ from .tables import Table
 
 # Options of a command that say where a run's files are, or what becomes of them.
 PLACES = ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private", "dry_run")
+VARIANT = "VARIANT"
 SHAPE = {"n_layer": "layers", "n_head": "heads", "n_embd": "wide"}
 PRECISIONS = {"bf16": "bf16, float32 master weights"}
 DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -26,7 +27,7 @@ class Compared:
     Attributes:
         common: (label, text) of what all groups have in common.
         apart: a row for each group with what differs between them; None where nothing does.
-        commands: (group's label, command line) of one run of each.
+        commands: (groups' labels, command line) of one run of each; `VARIANT` stands for the name of each of several.
     """
 
     common: list[tuple[str, str]]
@@ -56,16 +57,33 @@ def compared(groups: Sequence[Group]) -> Compared:
             differing.append(label)
     rows = [[group.label, *(found.get(label) or "-" for label in differing)] for group, found in zip(groups, facts)]
     apart = Table("What differs", "l" * (1 + len(differing)), ["run", *differing], rows) if differing else None
-    commands = [(group.label, command) for group in groups if (command := command_of(group))]
-    return Compared(common, apart, commands)
+    return Compared(common, apart, _commands(groups))
 
 
-def command_of(group: Group) -> str | None:
-    """The command line that trains a run of the group anew; None where the record does not tell what was asked."""
+def _commands(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """The command of each group's first run; of groups whose commands differ in the variant alone one for all."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        asked = asked_options(group.first.facts).get("variant", group.first.variant)
+        if command := command_of(group, VARIANT if asked == group.first.variant else None):
+            alike.setdefault(command, []).append(group)
+    found = []
+    for command, same in alike.items():
+        alone = command_of(same[0]) if len(same) == 1 else None
+        found.append((", ".join(group.label for group in same), alone or command))
+    return found
+
+
+def command_of(group: Group, variant: str | None = None) -> str | None:
+    """The command line that trains the group's first run anew; None where the record does not tell what was asked.
+
+    Args:
+        variant: stands in place of the run's own.
+    """
     asked = {k: v for k, v in asked_options(group.first.facts).items() if k not in PLACES}
     if not asked:
         return None
-    asked.setdefault("variant", group.first.variant)
+    asked = {"variant": group.first.variant, **asked} | ({"variant": variant} if variant else {})
     words = ["python", "train_ds.py"]
     for name, value in asked.items():
         if isinstance(value, bool):

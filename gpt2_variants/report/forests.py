@@ -12,7 +12,7 @@ TITLES = {
     "flops": ("At equal cost", "Both have spent as many training FLOPs."),
     "time": ("At equal time", "Both have trained as long on the same machine."),
 }
-READING = (
+HOW_TO_READ = (
     "The line is the 95 % interval of the difference in validation loss. Filled: told from chance after all "
     "comparisons of this chart are counted, a circle better and a square worse. Hollow: a circle undecided, a "
     "diamond too few seeds."
@@ -32,7 +32,7 @@ def forests(verdicts: Sequence[Verdict]) -> list[ShownFigure]:
         with drawing.look():
             zero = baselines.pop() if len(baselines) == 1 else "the baseline"
             drawn = drawing.forest(rows, "nats per token; to the left is better", zero)
-        found.append(shown(f"forest-{axis}", title, f"{caption} {READING}", drawn))
+        found.append(shown(f"forest-{axis}", title, caption, drawn))
     return found
 
 

@@ -15,8 +15,8 @@ from .charts import curves_of
 from .compared import compared
 from .differences import judge
 from .figures import as_csv, as_json, download
-from .forests import forests
-from .groups import Group, make_groups
+from .forests import HOW_TO_READ, forests
+from .groups import BASELINE, Group, make_groups
 from .learned import all_learned, models_of
 from .runs import SavedRun, read_run
 from .sections import Section
@@ -25,6 +25,9 @@ from .tables import Table, against_tables, cost_table, infill_tables, plain, qua
 from .template import ShownFigure, render, shown
 from .terminal import terminal_table
 from .verdict import verdict_said
+
+MOST_NAMED = 6  # variants in a page's title
+FEW = 3  # verdicts whose figures need not be unfolded
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def write(
         raise UsageError([f"--output_dir {out}: is a file; a folder is needed"])
     groups = make_groups(runs)
     verdicts = judge(groups)
-    title = ", ".join(dict.fromkeys(group.first.variant for group in groups)) or "What a model learned"
+    title = _title(groups)
     words = verdict_said(verdicts, groups) if len(runs) > 1 else []
     box = compared(groups)
     facts = list({**dict(box.common), **dict(about)}.items())  # the command knows better how a rate was chosen
@@ -86,7 +89,7 @@ def write(
 
     parts = [f"# {plain(title)}"]
     if words:
-        parts += ["## Is it better?", *(plain(" ".join([said.text, *said.notes])) for said in words)]
+        parts += ["## Is it better?", *(plain(str(said)) for said in words)]
     if facts:
         rows = [*facts, *((f"to repeat {label}", command) for label, command in box.commands)]
         parts += ["## What was compared", "\n".join(f"- {plain(label)}: {plain(said)}" for label, said in rows)]
@@ -101,6 +104,8 @@ def write(
         title=title,
         words=words,
         forests=forests(verdicts),
+        how_to_read=HOW_TO_READ,
+        unfolded=len(verdicts) <= FEW,
         facts=facts,
         apart=box.apart,
         commands=box.commands,
@@ -120,6 +125,14 @@ def write(
     except OSError as err:
         raise UsageError([f"--output_dir {out}: cannot be written ({err.strerror}); give another folder"]) from err
     return Report(out / "report.html", out / "report.md", text, terminal_table(groups, verdicts))
+
+
+def _title(groups: Sequence[Group]) -> str:
+    variants = list(dict.fromkeys(group.first.variant for group in groups))
+    if len(variants) > MOST_NAMED:
+        others = [name for name in variants if name != BASELINE]
+        return f"{len(others)} variants" + (f" and {BASELINE}" if len(others) < len(variants) else "")
+    return ", ".join(variants) or "What a model learned"
 
 
 def _shown(section: Section) -> _ShownSection:

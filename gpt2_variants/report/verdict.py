@@ -9,33 +9,45 @@ from .notes import AT
 from .statistics import ALPHA, MOST_SEEDS, seeds_needed
 from .tables import flops_text, p_text, with_interval
 
+EQUAL = {"tokens": "equal data", "flops": "equal cost", "time": "equal time"}
 TOO_FEW = "too few seeds: at least two of each are needed to tell a difference from chance"
 
 
 @dataclass(frozen=True)
 class Said:
-    """What is said of a variant, or of all runs: `text`, and in `notes` what to mind in it."""
+    """What is said of a variant, or of all runs.
 
-    text: str
-    notes: list[str]
+    Attributes:
+        short: one sentence.
+        text: its figures; empty where the sentence says all.
+        notes: what to mind in it.
+    """
+
+    short: str
+    text: str = ""
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.text or self.short, *self.notes])
 
 
 def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[str]:
     """Paragraphs: whether each group is better than the baseline, and what to mind in comparing them."""
-    return [" ".join([said.text, *said.notes]) for said in verdict_said(verdicts, groups)]
+    return [str(said) for said in verdict_said(verdicts, groups)]
 
 
 def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[Said]:
-    """As `verdict_text`, with the notes apart."""
+    """As `verdict_text`, with a sentence for each, and the notes apart."""
     lines = []
     if not any(group.is_baseline and group.finished for group in groups):
-        lines.append(Said("No finished run of gpt2, the baseline, is among these: add one to compare with.", []))
+        lines.append(Said("No finished run of gpt2, the baseline, is among these: add one to compare with."))
     elif not verdicts:
-        lines.append(Said("No finished run of a variant is among these to compare with gpt2.", []))
+        lines.append(Said("No finished run of a variant is among these to compare with gpt2."))
     for v in verdicts:
         against = f"{v.group.name} against {v.baseline.name}: "
         if v.not_comparable:
-            lines.append(Said(f"{against}their perplexities are not comparable: {v.not_comparable}.", v.notes))
+            text = f"{against}their perplexities are not comparable: {v.not_comparable}."
+            lines.append(Said(f"{v.group.name}: cannot be compared with {v.baseline.name}.", text, v.notes))
             continue
         first_at: dict[str, str] = {}  # what was found -> where first
         sentences = []
@@ -49,8 +61,17 @@ def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[S
             places = [_place(found, v) for found in v.differences]
             sentences = [f"At {' and at '.join(places)} {TOO_FEW}."]
         first, *others = sentences
-        lines.append(Said(" ".join([against + first[0].lower() + first[1:], *others]), v.notes))
-    return lines + [Said(warning, []) for warning in _warnings(groups)]
+        lines.append(Said(_short(v), " ".join([against + first[0].lower() + first[1:], *others]), v.notes))
+    return lines + [Said(warning) for warning in _warnings(groups)]
+
+
+def _short(v: Verdict) -> str:
+    """The words of a verdict in one sentence."""
+    places: dict[str, list[str]] = {}
+    for found in v.differences:
+        places.setdefault(found.word, []).append(EQUAL[found.axis])
+    words = [f"{word} at {' and '.join(at)}" for word, at in places.items()]
+    return f"{v.group.name}: {', '.join(words) or 'no evaluation in common with the baseline'}."
 
 
 def sentence(found: Difference) -> str:
