@@ -104,13 +104,14 @@ def run(arguments: argparse.Namespace) -> int:
         faults.append(
             "--sizes: of several, say the rates: --learning_rates to choose each variant's, or --learning_rate"
         )
-    if faults:
-        raise UsageError(faults)
 
     from ..compare import Entry, Experiment, compare
     from ..compare.experiment import BASELINE, FAR_FROM_THE_SEEDS, sizes_in_order
 
     entries = list(dict.fromkeys(map(Entry.of, arguments.variants)))
+    faults += _faults_of_variants(entries)
+    if faults:
+        raise UsageError(faults)
     if not any(entry.is_baseline for entry in entries):
         print(f"{BASELINE}, which all are compared with, is trained too", file=sys.stderr)
         entries.insert(0, Entry(BASELINE))
@@ -139,6 +140,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _faults_of_training(words: list[str]) -> list[str]:
     names = [word.lstrip("-").split("=", 1)[0] for word in words if word.startswith("--")]
     return [f"--{name}: not an option of compare; give {SET_HERE[name]}" for name in names if name in SET_HERE]
+
+
+def _faults_of_variants(entries: list[Any]) -> list[str]:
+    from ..variant_code import VariantError
+
+    lines = []
+    for entry in entries:
+        try:
+            _ = entry.spec
+        except VariantError as err:
+            lines.append(f"--variants {err}")
+    return lines
 
 
 def _rates(texts: list[str], faults: list[str]) -> list[float]:
