@@ -365,9 +365,9 @@ def test_each_variant_is_told_in_a_sentence_and_its_figures_and_notes_below_it(t
     base = [make_run(tmp_path / f"g{n}", seed=n, losses={20: 4.0 + n / 100}) for n in range(3)]
     good = [make_run(tmp_path / f"d{n}", "duo_predict", n, losses={20: 3.5 + n / 90}) for n in range(3)]
     lines = [line.strip() for line in Page(report.write([*base, *good]).page.read_text()).text]
-    assert "duo_predict: better at equal data and equal time." in lines  # half the data cost as much: no evaluation yet
+    assert "duo_predict: better at equal data and time." in lines  # half the data cost as much: no evaluation yet
     (figures,) = [line for line in lines if line.startswith("duo_predict against gpt2: at equal data")]
-    assert lines.index("duo_predict: better at equal data and equal time.") < lines.index(figures)
+    assert lines.index("duo_predict: better at equal data and time.") < lines.index(figures)
 
 
 # --- many groups, and few ---------------------------------------------------------------------------------------------
@@ -409,6 +409,7 @@ def test_an_svg_is_the_pages_own():
         figure, axes = drawing.new_axes()
         axes.plot([1, 2], [3, 4], marker="o", color=drawing.PALETTE[0], gid="mine")
         axes.plot([1, 2], [4, 5], color=drawing.PALETTE[1], gid="other")
+        axes.imshow([[0, 1]])
     text = drawing.svg(figure, "name", 'a <"label">', {"mine": ["first & <b>", "second"], "other": "all of it"})
     root = ElementTree.fromstring(text)
     assert root.tag == "svg"
@@ -419,6 +420,10 @@ def test_an_svg_is_the_pages_own():
     assert len(ids) == len(set(ids))
     assert all(one.startswith("name-") for one in ids)
     assert [title.text for title in root.iter("title")] == ["first & <b>", "second", "all of it"]
+    (image,) = root.iter("image")
+    assert base64.b64decode(image.get("href").removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    assert image.get("id") in ids
+    assert {use.get("href") for use in root.iter("use")} <= {f"#{one}" for one in ids}
     (mine,) = [element for element in root.iter() if element.get("id") == "name-mine"]
     assert "stroke:var(--c0)" in mine.find("path").get("style")
     with pytest.raises(ValueError, match="no artist"):

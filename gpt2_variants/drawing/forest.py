@@ -38,10 +38,12 @@ class Row:
 
 def forest(rows: Sequence[Row], x_label: str, zero: str) -> Drawn:
     """Draw a row for each difference; `zero` is what the line at 0 is of."""
+    from matplotlib.ticker import MaxNLocator
+
     top, bottom = 0.28, 0.55  # inches, for the name of the line at zero and for the axis
     height = top + bottom + ROW_HEIGHT * len(rows)
     figure, axes = new_axes((SIZE[0], height))
-    figure.subplots_adjust(left=0.03, right=0.97, top=1 - top / height, bottom=bottom / height)
+    figure.subplots_adjust(left=0.06, right=0.94, top=1 - top / height, bottom=bottom / height)
     axes.axvline(0, color=INK, linewidth=1.4)
     axes.annotate(
         zero, (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center"
@@ -61,6 +63,7 @@ def forest(rows: Sequence[Row], x_label: str, zero: str) -> Drawn:
         _say(axes, row, number)
     axes.set(ylim=(len(rows) - 0.25, -0.5), xlabel=x_label)
     axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_visible(False)
     axes.grid(True, axis="x")

@@ -90,8 +90,8 @@ def chart(lines: Sequence[Line], x_label: str, y_label: str, log: bool = False, 
         axes.set(xlabel=x_label, ylabel=y_label)
         if level is not None:
             axes.axhline(level, color=MUTED, linestyle="dotted", linewidth=1.2)
-            at_right = {"xycoords": ("axes fraction", "data"), "xytext": (-2, -3), "textcoords": "offset points"}
-            axes.annotate("unigram model", (1, level), **at_right, size=11, ha="right", va="top", color=MUTED)
+            at_right = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
+            axes.annotate("unigram model", (1, level), **at_right, size=11, ha="right", va="bottom", color=MUTED)
         _scale(axes, log, few=6)
         return Drawn(figure, hovers)
     references = [line for line in lines if line.reference]

@@ -73,7 +73,7 @@ def _own(key: str, value: str, name: str) -> str:
     """An attribute's value with its ids begun by `name`, and its colours those of the page."""
     if key == "id":
         return f"{name}-{value}"
-    if key == "href":
+    if key == "href" and value.startswith("#"):  # else it is an image, held as data
         return f"#{name}-{value.removeprefix('#')}"
     if key == "style":
         pairs = (declaration.split(":", 1) for declaration in value.split(";") if declaration.strip())

@@ -9,7 +9,7 @@ from .notes import AT
 from .statistics import ALPHA, MOST_SEEDS, seeds_needed
 from .tables import flops_text, p_text, with_interval
 
-EQUAL = {"tokens": "equal data", "flops": "equal cost", "time": "equal time"}
+EQUAL = {"tokens": "data", "flops": "cost", "time": "time"}
 TOO_FEW = "too few seeds: at least two of each are needed to tell a difference from chance"
 
 
@@ -70,7 +70,9 @@ def _short(v: Verdict) -> str:
     places: dict[str, list[str]] = {}
     for found in v.differences:
         places.setdefault(found.word, []).append(EQUAL[found.axis])
-    words = [f"{word} at {' and '.join(at)}" for word, at in places.items()]
+    words = [
+        f"{word} at equal {' and '.join([', '.join(at[:-1]), at[-1]][len(at) < 2 :])}" for word, at in places.items()
+    ]
     return f"{v.group.name}: {', '.join(words) or 'no evaluation in common with the baseline'}."
 
 
