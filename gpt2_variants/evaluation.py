@@ -1,11 +1,20 @@
 """Loss, perplexity and accuracy: over the validation blocks on all ranks, or by a window that slides over a text."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from .models.streams import Stream
+
+if TYPE_CHECKING:
+    from .models.modeling_base import VariantLMHeadModel
+
+UNDECLARED = "Another stream of predictions than the next token's, of which no more is told: not comparable with it."
 
 
 def evaluate(
@@ -20,7 +29,7 @@ def evaluate(
 
     Returns:
         Means over the predictions of all ranks: the loss in nats per token, its exp, and the part predicted right.
-        "infill" gives `eval_infill_loss` and so on.
+        A stream named "x" gives `eval_x_loss` and so on, where it predicts anything.
     """
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -33,6 +42,8 @@ def evaluate(
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(total)
         nll, correct, count = total.tolist()
+        if not count and stream != "next_token":  # of texts that are too short for it
+            continue
         prefix = "eval_" if stream == "next_token" else f"eval_{stream}_"
         loss = nll / count
         figures[f"{prefix}loss"] = loss
@@ -41,20 +52,29 @@ def evaluate(
     return figures
 
 
-def describe(figures: dict[str, float]) -> list[str]:
-    """What `evaluate` returned in words: a line on the next token and, where there is one, a line on infill."""
+def streams_in(figures: Mapping[str, Any], declared: Iterable[Stream]) -> list[Stream]:
+    """The streams beside the next-token one that `figures` of `evaluate` tell of: the declared ones first, in order.
+
+    One that is not declared, as in the record of an older run, has its name for a title.
+    """
+    found = [stream for stream in declared if f"eval_{stream.name}_loss" in figures]
+    known = {stream.name for stream in found}
+    names = (match[1] for match in map(re.compile(r"eval_(.+)_loss").fullmatch, figures) if match)
+    return found + [Stream(name, name, UNDECLARED) for name in names if name not in known]
+
+
+def describe(figures: dict[str, Any], declared: Iterable[Stream] = ()) -> list[str]:
+    """What `evaluate` returned in words: a line on the next token, and one on every further stream, with its caveat."""
 
     def line(prefix: str) -> str:
         loss, perplexity, accuracy = (figures[prefix + name] for name in ("loss", "perplexity", "accuracy"))
         return f"perplexity {perplexity:.2f}, loss {loss:.4f}, accuracy {accuracy:.3f}"
 
-    lines = [line("eval_")]
-    if "eval_infill_loss" in figures:
-        lines.append(
-            f"infill      {line('eval_infill_')} (each token given its past and its right neighbour: not comparable "
-            "with the line above)"
-        )
-    return lines
+    further = [
+        f"{stream.name:<10}  {line(f'eval_{stream.name}_')}. {stream.caveat}"
+        for stream in streams_in(figures, declared)
+    ]
+    return [line("eval_"), *further]
 
 
 def window_starts(num_tokens: int, block_size: int, stride: int) -> list[tuple[int, int]]:
@@ -97,18 +117,39 @@ def window_batches(
         yield {"input_ids": input_ids, "labels": input_ids.masked_fill(place < new, -100)}
 
 
-def score_new_tokens(score: Callable, input_ids: torch.Tensor, labels: torch.Tensor) -> dict:
+@torch.no_grad()
+def target_places(model: "VariantLMHeadModel", num_tokens: int) -> dict[str, torch.Tensor]:
+    """Stream -> (N,), the place of the token that each of its predictions over `num_tokens` tokens is of."""
+    places = torch.arange(num_tokens, device=model.device)[None]
+    streams = model.prediction_streams(torch.zeros_like(places), places)
+    return {name: targets[0] for name, (_, targets) in streams.items()}
+
+
+def last_places(model: "VariantLMHeadModel", num_tokens: int) -> dict[str, torch.Tensor]:
+    """Stream -> (N,), the last of each prediction's tokens: the place of its target, or of a later one that it sees."""
+    ahead = {stream.name: stream.sees_ahead for stream in model.streams}
+    return {
+        name: (places + ahead.get(name, 0)).clamp(0, num_tokens - 1)
+        for name, places in target_places(model, num_tokens).items()
+    }
+
+
+def score_new_tokens(
+    score: Callable, last: Mapping[str, torch.Tensor], input_ids: torch.Tensor, labels: torch.Tensor
+) -> dict:
     """`score(input_ids)`, in which only the predictions count that a window makes for the first time.
 
-    Prediction n of either stream reaches as far as token n+1: the next-token stream predicts it, the infill stream
-    predicts token n with token n+1 as the right neighbour. So both count where `labels` (B, S) has token n+1, and each
-    counts once over all windows.
+    A prediction counts in the window in which the last of its tokens is new: the one that it predicts, or a later one
+    that it sees. So each counts once over all windows, however far its stream sees.
 
     Args:
-        score: input_ids (B, S) -> stream -> `TokenScores` (B, S-1).
+        score: input_ids (B, S) -> stream -> `TokenScores` (B, N).
+        last: `last_places` of the model that scores, for S tokens.
+        labels: (B, S), -100 where not new.
     """
-    new = labels[:, 1:] != -100
+    new = labels != -100
+    counted = {stream: new[:, places] for stream, places in last.items()}
     return {
-        stream: scores._replace(nll=scores.nll * new, valid=scores.valid & new)
+        stream: scores._replace(nll=scores.nll * counted[stream], valid=scores.valid & counted[stream])
         for stream, scores in score(input_ids).items()
     }

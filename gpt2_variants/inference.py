@@ -13,7 +13,7 @@ from transformers import TextStreamer
 from transformers.utils import logging
 
 from .data import DataError, default_split, encode, load_tokens, open_tokenizer
-from .evaluation import evaluate, score_new_tokens, window_batches, window_starts
+from .evaluation import evaluate, last_places, score_new_tokens, target_places, window_batches, window_starts
 from .faults import UsageError
 from .records import read_facts
 from .registry import VARIANTS, Variant
@@ -21,6 +21,7 @@ from .variant_code import VariantError, find, of_run
 
 if TYPE_CHECKING:
     from .models.modeling_base import VariantLMHeadModel
+    from .models.streams import Stream
 
 
 class SavedModel:
@@ -34,6 +35,7 @@ class SavedModel:
         tokenizer_name: folder or Hub id of the tokenizer.
         tokenizer: as `tokenizer_name` says.
         block_size: tokens per training sequence, as far as the tokenizer knows; at most the model's positions.
+        streams: what the model's class declares of its streams of predictions beside the next-token one.
         device: "cuda" where there is one, else "cpu".
     """
 
@@ -61,6 +63,7 @@ class SavedModel:
         self.folder, self.dtype = folder, dtype
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model_class = _model_class(folder, variant, trust_remote_code)
+        self.streams: tuple[Stream, ...] = getattr(self._model_class, "streams", ())
         try:
             self.config = self._model_class.config_class.from_pretrained(folder)
         except Exception as err:  # the config classes raise ValueError and huggingface_hub's validation errors alike
@@ -174,13 +177,17 @@ class SavedModel:
     def surprise(self, ids: torch.Tensor) -> dict[str, list[float]]:
         """-log p of each token in nats, for ids (1, N), N >= 2; one column for each way of predicting, N entries each.
 
-        "past": each token given those before it, NaN for the first. For duo-predict also "past and right neighbour",
-        NaN for the last.
+        "given its past": each token given those before it. Then, by its title, each further stream of the model. NaN
+        where a stream does not predict the token.
         """
-        ids = ids.to(self.device)
-        columns = {"past": [torch.nan, *self.model.score(ids)["next_token"].nll[0].tolist()]}
-        if infill_log_probs := getattr(self.model, "infill_log_probs", None):
-            columns["past and right neighbour"] = [*(-infill_log_probs(ids)[0]).tolist(), torch.nan]
+        titles = {"next_token": "given its past", **{stream.name: stream.title for stream in self.streams}}
+        places = target_places(self.model, ids.shape[1])
+        columns = {}
+        for name, scores in self.model.score(ids.to(self.device)).items():
+            valid = scores.valid[0].cpu()
+            column = torch.full((ids.shape[1],), torch.nan, dtype=torch.float64)
+            column[places[name].cpu()[valid]] = scores.nll[0].cpu().double()[valid]
+            columns[titles.get(name, name)] = column.tolist()
         return columns
 
     def evaluate(self, tokens: np.ndarray, block_size: int, stride: int, batch_size: int = 8) -> dict[str, float]:
@@ -189,7 +196,8 @@ class SavedModel:
         batches = window_batches(tokens, block_size, stride, batch_size)
         # disable=None: shown on a terminal only
         batches = tqdm(batches, total=math.ceil(windows / batch_size), unit="batch", disable=None)
-        return evaluate(functools.partial(score_new_tokens, self.model.score), batches, self.device)
+        last = last_places(self.model, min(block_size, len(tokens)))
+        return evaluate(functools.partial(score_new_tokens, self.model.score, last), batches, self.device)
 
 
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -243,7 +251,7 @@ def _line(err: Exception) -> str:
 def surprise_table(saved: SavedModel, ids: torch.Tensor, prompt_length: int) -> str:
     """A readable table of `SavedModel.surprise` for ids (1, N), of which the first `prompt_length` are the prompt."""
     columns = saved.surprise(ids)
-    rows = [["", "token", *(f"given its {name}" for name in columns)]]
+    rows = [["", "token", *columns]]
     for n, (token, *values) in enumerate(zip(ids[0].tolist(), *columns.values(), strict=True)):
         text = saved.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         origin = "prompt" if n < prompt_length else "generated"

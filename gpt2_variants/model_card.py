@@ -7,7 +7,8 @@ from typing import Any
 
 from .config.saved_plan import saved_plan
 from .data import SourceName, source_name
-from .records import read_facts
+from .evaluation import streams_in
+from .records import read_facts, recorded_streams
 from .registry import Variant
 from .variant_code import of_run
 
@@ -49,11 +50,13 @@ def _metadata(facts: dict[str, Any], plan: dict[str, Any], variant: Variant, sou
     from huggingface_hub import EvalResult, ModelCardData
 
     start = plan.get("init_from")
-    results = []
-    for stream, task, task_name in (
-        ("eval_", "text-generation", "next token"),
-        ("eval_infill_", "fill-mask", "each token given its past and its right neighbour"),
-    ):
+    figures, results = facts.get("final_eval", {}), []
+    told = [("eval_", "text-generation", "next token", "")]
+    for stream in streams_in(figures, recorded_streams(facts)):
+        # Another task than the next token's: the Hub shows the results of one task and data set as one.
+        task = "fill-mask" if stream.sees_ahead else "other"
+        told.append((f"eval_{stream.name}_", task, stream.title, f", {stream.name}"))
+    for prefix, task, task_name, of_stream in told:
         results += [
             EvalResult(
                 task_type=task,
@@ -63,11 +66,11 @@ def _metadata(facts: dict[str, Any], plan: dict[str, Any], variant: Variant, sou
                 dataset_config=source.config,
                 dataset_split=source.split or "validation",
                 metric_type=figure,
-                metric_value=round(facts["final_eval"][stream + figure], 6),
-                metric_name=f"validation {figure}",
+                metric_value=round(figures[prefix + figure], 6),
+                metric_name=f"validation {figure}{of_stream}",
             )
             for figure in FIGURES
-            if stream + figure in facts.get("final_eval", {})
+            if prefix + figure in figures
         ]
     return ModelCardData(
         model_name=name.split("/")[-1],
@@ -94,16 +97,18 @@ def _figures(facts: dict[str, Any], source: SourceName) -> str:
     if not final:
         return "Not evaluated."
     rows = ["| on the validation part | perplexity | loss, nats a token | accuracy |", "|---|---|---|---|"]
-    for prefix, what in (("eval_", "next token"), ("eval_infill_", "infill, not comparable with the line above")):
-        if f"{prefix}loss" in final:
-            perplexity, loss, accuracy = (final[prefix + figure] for figure in FIGURES)
-            rows.append(f"| {what} | {perplexity:.2f} | {loss:.4f} | {accuracy:.4f} |")
-    lines = ["\n".join(rows)]
-    if "eval_infill_loss" in final:
-        lines.append("Infill: each token is predicted from its past and its right neighbour.")
+    streams = streams_in(final, recorded_streams(facts))
+    for prefix, what in (("eval_", "next token"), *((f"eval_{of.name}_", of.title) for of in streams)):
+        perplexity, loss, accuracy = (final[prefix + figure] for figure in FIGURES)
+        rows.append(f"| {_in_a_cell(what)} | {perplexity:.2f} | {loss:.4f} | {accuracy:.4f} |")
+    lines = ["\n".join(rows), *(f"{_in_a_cell(of.title)}: {of.caveat}" for of in streams)]
     if unigram := facts.get("unigram_perplexity"):
         lines.append(f"Text: {source.name}. A unigram model of it has a perplexity of {unigram:.2f}.")
     return "\n\n".join(lines)
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _use(variant: Variant, name: str) -> str:
@@ -121,8 +126,10 @@ def _use(variant: Variant, name: str) -> str:
         'inputs = tokenizer("The following", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=True)[0]))",
     ]
-    if hasattr(variant.model_class, "infill_log_probs"):
-        lines.append('model.infill_log_probs(inputs["input_ids"])  # log p of each token, its right neighbour seen')
+    lines += [
+        f'print(model.score(inputs["input_ids"])["{of.name}"].nll)  # -log p: {" ".join(of.title.split())}'
+        for of in variant.model_class.streams
+    ]
     lines.append("```")
     if own_code:
         lines += ["", "`trust_remote_code` runs the model's code that lies beside the weights."]

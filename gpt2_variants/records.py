@@ -8,6 +8,8 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 - `plan`: what the run is, every field of `config.plan.Plan` with its value.
 - `asked`: option -> value, what was asked for on the command line, and the preset.
 - `options`: all options with their values as resolved; `deepspeed_json`: the DeepSpeed JSON as it was given.
+- `streams`: what the variant declares of its streams of predictions beside the next-token one, each with `name`,
+  `title`, `caveat` and `sees_ahead`; missing in older records.
 - `variant_check`: of a variant from a user's file, promise -> how it was answered before the first step.
 - `variant`, `data`, `data_fingerprint`, `num_parameters`, `flops_per_token`: of the plan.
 - `data_notes`: which files were read and which were not, the column taken, what was dropped.
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from .folders import write_aside
+from .models.streams import Stream
 
 SCHEMA = 2
 
@@ -84,6 +87,12 @@ def asked_options(facts: dict[str, Any]) -> dict[str, Any]:
         return dict(facts["asked"])
     options = facts.get("options")
     return {k: v for k, v in options.items() if v is not None} if isinstance(options, dict) else {}
+
+
+def recorded_streams(facts: dict[str, Any]) -> list[Stream]:
+    """The `streams` of a run's record; none of an older one."""
+    told = facts.get("streams") or []
+    return [Stream(of["name"], of["title"], of["caveat"], of.get("sees_ahead", 0)) for of in told]
 
 
 def versions() -> dict[str, str]:

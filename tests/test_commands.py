@@ -213,7 +213,7 @@ def test_surprise_of_prompt_and_continuation_in_aligned_columns(run, capsys):
     assert origins == sorted(origins, reverse=True)  # prompt, then generated
     assert origins.count("generated") == 8
     assert "".join(token for _, token, _ in rows) == text
-    assert re.split("  +", table.splitlines()[0])[2:] == ["given its past", "given its past and right neighbour"]
+    assert re.split("  +", table.splitlines()[0])[2:] == ["given its past", "Infill (has seen the right neighbour)"]
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
@@ -268,6 +268,7 @@ def test_evaluate_says_what_it_evaluated(run, tmp_path, capsys):
     assert windows == f"windows     {math.ceil((tokens - 32) / 8) + 1} of 32 tokens, stride 8"
     assert next_token.startswith("next token  perplexity ")
     assert infill.startswith("infill      perplexity ")
+    assert infill.endswith(". " + VARIANTS["duo_predict"].model_class.streams[0].caveat)
 
 
 def without_tokenizer(model):

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "trackers": {"network", "folders"},
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
     | {"variant_code", "export", "faults", "folders", "records"},
-    "model_card": {"registry", "variant_code", "data", "config", "records"},
+    "model_card": {"registry", "variant_code", "data", "config", "records", "evaluation"},
     "inference": {"registry", "variant_code", "records", "data", "evaluation", "faults", "models"},
     "drawing": {"faults"},
     "pictures": {"data", "drawing", "inference", "models", "faults"},
@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "models": set(),
     "ranks": {"faults"},
     "measuring": {"models"},  # for its types only
-    "records": {"folders"},
-    **{alone: set() for alone in ("variant_text", "network", "nodes", "evaluation", "faults", "folders")},
+    "records": {"folders", "models"},
+    "evaluation": {"models"},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "faults", "folders")},
 }
 
 

@@ -1,6 +1,7 @@
 """A variant from a user's own file: the same run as of the package, kept with the run, handed on with the model."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 import variant_examples
 from conftest import ROOT, metrics, train
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import train_ds
@@ -18,6 +20,7 @@ from gpt2_variants import variant_code
 from gpt2_variants.__main__ import main
 from gpt2_variants.contract import PROMISES, Subject, ask
 from gpt2_variants.inference import SavedModel
+from gpt2_variants.model_card import write_card
 from gpt2_variants.report import write as write_report
 from gpt2_variants.variant_code import VariantError, find
 
@@ -119,7 +122,7 @@ def test_what_is_done_with_a_run_of_a_file(in_process, tiny_run, tmp_path, idea,
     )
     of_file = SavedModel(moved, variant=str(idea)).surprise(torch.tensor([[5, 6, 7]]))
     of_folder = SavedModel(moved, trust_remote_code=True).surprise(torch.tensor([[5, 6, 7]]))
-    assert of_file["past"][1:] == of_folder["past"][1:]
+    assert of_file["given its past"][1:] == of_folder["given its past"][1:]
     export = ["export", "--checkpoint", str(tmp_path / "idea-2"), "--output_dir", str(tmp_path / "exported")]
     assert main(export) == 0
     ours, theirs = (
@@ -226,7 +229,7 @@ def test_a_config_class_that_is_left_out_is_made(left_out, in_process, tiny_run,
     assert json.loads((run / "model/config.json").read_text())["model_type"] == "idea-gpt2"
     assert (run / "code/idea.py").read_text() == text
     saved = SavedModel(run / "model")
-    assert torch.isfinite(torch.tensor(saved.surprise(torch.tensor([[5, 6, 7]]))["past"][1:])).all()
+    assert torch.isfinite(torch.tensor(saved.surprise(torch.tensor([[5, 6, 7]]))["given its past"][1:])).all()
 
 
 def test_files_beside_it_travel(in_process, tiny_run, tmp_path, idea):
@@ -322,16 +325,75 @@ def test_the_file_that_was_read_is_the_file_that_is_exported(in_process, tiny_ru
     assert "Head temperature" in (run / "model/idea.py").read_text()
 
 
-def test_pictures_and_a_second_stream(in_process, tiny_run, tmp_path):
+def test_pictures(in_process, tiny_run, tmp_path):
     from gpt2_variants.pictures import save_png
 
     drawn = variant_examples.write(tmp_path, "pictures")
     run = train(tiny_run, tmp_path / "drawn", "--max_steps", "3", "--no-check", variant=str(drawn))
     assert [name for name, _ in save_png(run / "model", tmp_path / "png")] == ["learned-1.png"]
+
+
+def test_a_second_stream_is_told_by_its_own_title_and_caveat(in_process, tiny_run, tmp_path, capsys):
+    """In metrics.jsonl, run.json, what the run says at its end, `evaluate`, `generate` and the model card."""
+    caveat = "Each token given its past but for the last token of it: not comparable with the next-token figures."
     twice = variant_examples.write(tmp_path, "second_stream")
     run = train(tiny_run, tmp_path / "twice", "--max_steps", "5", "--no-check", variant=str(twice))
     (evaluated,) = (record for record in metrics(run) if "eval_loss" in record)
-    assert {"eval_perplexity", "eval_second_next_loss"} <= evaluated.keys()
+    figures = {name: evaluated[f"eval_second_next_{name}"] for name in ("loss", "perplexity", "accuracy")}
+    assert all("second_next_loss" in record for record in metrics(run) if "loss" in record)
+    recorded = json.loads((run / "run.json").read_text())["streams"]
+    title = "The token after the next"
+    assert recorded == [{"name": "second_next", "title": title, "caveat": caveat, "sees_ahead": 0}]
+
+    card = write_card(run, "team/twice", [])
+    cells = f"{figures['perplexity']:.2f} | {figures['loss']:.4f} | {figures['accuracy']:.4f}"
+    assert f"| {title} | {cells} |" in card
+    assert f"{title}: {caveat}" in card
+    told = {(r.task_type, r.task_name, r.metric_name): r.metric_value for r in ModelCard(card).data.eval_results}
+    assert told["other", title, "validation loss, second_next"] == pytest.approx(figures["loss"], abs=1e-6)
+    assert f'print(model.score(inputs["input_ids"])["second_next"].nll)  # -log p: {title}' in card
+
+    capsys.readouterr()
+    data = tiny_run[tiny_run.index("--dataset") + 1]
+    command = ["evaluate", "--model", str(run / "model"), "--dataset", data, "--split", "validation"]
+    assert main([*command, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    again = {name: again[f"eval_second_next_{name}"] for name in figures}
+    assert again == pytest.approx(figures, rel=1e-3)
+    assert main(command) == 0
+    *_, second = capsys.readouterr().out.splitlines()
+    words = f"perplexity {again['perplexity']:.2f}, loss {again['loss']:.4f}, accuracy {again['accuracy']:.3f}"
+    assert second == f"second_next  {words}. {caveat}"
+    saved = SavedModel(run / "model")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    columns = saved.surprise(ids)
+    assert list(columns) == ["given its past", title]
+    with torch.no_grad():
+        hidden = saved.model.transformer(ids).last_hidden_state
+        log_p = saved.model.lm_head(saved.model.further(hidden)).log_softmax(-1)
+    wanted = [math.nan, math.nan, -log_p[0, 0, 7].item(), -log_p[0, 1, 8].item()]
+    assert columns[title] == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+    SavedModel(run / "model", trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("stream", "wanted"),
+    [
+        ('name="Second", title="x", caveat="y"', "name='Second': small letters, digits and _ are allowed"),
+        ('name="eval_x", title="x", caveat="y"', "other figures have that name"),
+        ('name="next_token", title="x", caveat="y"', "other figures have that name"),
+        ('name="a", title="x", caveat=" "', "has no caveat"),
+        ('name="a", title="x", caveat="y", sees_ahead=-1', "sees_ahead=-1: a whole number from 0"),
+        ('name="a", title="x", caveat="y"), Stream(name="a", title="x", caveat="y"', "two streams have it"),
+    ],
+)
+def test_a_declaration_that_cannot_be_shown_is_told_in_one_line(stream, wanted, tmp_path):
+    path = variant_examples.write(tmp_path, "second_stream")
+    text, count = re.subn(r"Stream\(\n.*?\n        \)", f"Stream({stream})", path.read_text(), flags=re.DOTALL)
+    assert count == 1
+    path.write_text(text)
+    with pytest.raises(VariantError, match=rf"second_stream.py: line \d+: ValueError: Twice.streams: .*{wanted}"):
+        find(str(path))
 
 
 @pytest.mark.slow

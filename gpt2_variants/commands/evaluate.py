@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts))
         return
-    first, *others = describe(facts)
+    first, *others = describe(facts, saved.streams)
     print(f"model       {arguments.model}, {arguments.dtype} on {facts['device']}")
     print(f"text        {arguments.dataset}, {facts['split']}: {facts['num_tokens']:,} tokens")
     print(f"windows     {facts['num_windows']:,} of {facts['window_size']} tokens, stride {stride}")

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show_surprise",
         action="store_true",
-        help="then print how surprising each token is, in nats: given its past, and for duo_predict also given its "
-        "past and its right neighbour",
+        help="then print how surprising each token is, in nats: given its past, and as each further stream of the "
+        "variant predicts it",
     )
 
 

@@ -1,6 +1,6 @@
 """No prediction depends on what it may not see: the tokens from the one that it predicts on.
 
-A second stream may see further by as many tokens as its model's `sees_ahead` says, never the token that it predicts.
+A second stream may see further by as many tokens as its declaration says in `sees_ahead`, never the one it predicts.
 """
 
 import torch
@@ -121,7 +121,7 @@ def _with_another(ids: torch.Tensor, place: int) -> torch.Tensor:
 
 
 def _ahead(model: VariantLMHeadModel, stream: str) -> int:
-    return model.sees_ahead.get(stream, 0)
+    return next((declared.sees_ahead for declared in model.streams if declared.name == stream), 0)
 
 
 def _named(mode: str) -> str:

@@ -5,9 +5,8 @@ Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D,
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .loss_head import IGNORE_INDEX, LMHead, TokenScores, score_targets, summed_loss
 from .precision import float32_or_better
+from .streams import Stream, check_declared
 from .variant_attention import VariantAttention  # noqa: F401  # the variants import it from here
 from .variant_model import ScaledInit, VariantModel
 
@@ -31,7 +31,7 @@ CACHE_NAME = "cache" if "cache" in inspect.signature(GPT2Model.forward).paramete
 
 @dataclass
 class VariantOutput(CausalLMOutputWithCrossAttentions):
-    """`CausalLMOutputWithCrossAttentions` and, by stream of predictions ("next_token", for duo-predict also "infill"):
+    """`CausalLMOutputWithCrossAttentions` and, by stream of predictions ("next_token", and those of `streams`):
 
     Attributes:
         token_scores: stream -> `TokenScores`, when asked for by `return_token_scores=True`.
@@ -86,9 +86,13 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     """
 
     transformer_class: type[VariantModel] = VariantModel
-    # Stream -> how many tokens after the one that it predicts a prediction may see; of others, the past alone.
-    sees_ahead: Mapping[str, int] = MappingProxyType({})
+    streams: tuple[Stream, ...] = ()  # what `streams_of` gives beside "next_token"
     head_class: type[nn.Linear] = LMHead  # of another class than LMHead, it is called for its logits
+
+    def __init_subclass__(cls, **kwargs):
+        """Raise ValueError where `streams` is not as it should be."""
+        super().__init_subclass__(**kwargs)
+        check_declared(cls.__name__, cls.streams)
 
     def __init__(self, config: GPT2Config):
         # Not GPT2LMHeadModel's own __init__, which would build and initialise the stock blocks first.

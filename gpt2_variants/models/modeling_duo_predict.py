@@ -17,7 +17,6 @@ Shape legend: B batch, S tokens, H heads, D head size, E = H * D, V vocabulary (
 import copy
 import math
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ from .modeling_base import (
     VariantOutput,
     beside_hidden_state,
 )
+from .streams import Stream
 from .task_heads import task_heads
 
 
@@ -204,7 +204,15 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
 
     config_class = DuoPredictGPT2Config
     transformer_class = DuoPredictGPT2Model
-    sees_ahead = MappingProxyType({"infill": 1})
+    streams = (
+        Stream(
+            name="infill",
+            title="Infill (has seen the right neighbour)",
+            caveat="Each token given its past and its right neighbour, which it has seen: not comparable with the "
+            "next-token figures, nor with any other variant's.",
+            sees_ahead=1,
+        ),
+    )
 
     def positions(self, num_tokens: int) -> int:
         """The tokens and, unless infill counts nothing, one mask slot for each but the last."""

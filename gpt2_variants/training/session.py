@@ -207,6 +207,7 @@ def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunR
         reason=None,
         not_finite_at=None,
         variant=plan.variant,
+        streams=[dataclasses.asdict(stream) for stream in plan.spec.model_class.streams],
         plan=as_dict(plan),
         asked={**options.asked, "preset": options.preset},
         options={k: getattr(plan, k, v) if v is None else v for k, v in resolved.items()},
