@@ -70,10 +70,13 @@ def _short(v: Verdict) -> str:
     places: dict[str, list[str]] = {}
     for found in v.differences:
         places.setdefault(found.word, []).append(EQUAL[found.axis])
-    words = [
-        f"{word} at equal {' and '.join([', '.join(at[:-1]), at[-1]][len(at) < 2 :])}" for word, at in places.items()
-    ]
+    words = [f"{word} at equal {_listed(at)}" for word, at in places.items()]
     return f"{v.group.name}: {', '.join(words) or 'no evaluation in common with the baseline'}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def sentence(found: Difference) -> str:
