@@ -13,6 +13,7 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 - `variant_check`: of a variant from a user's file, promise -> how it was answered before the first step.
 - `variant`, `data`, `data_fingerprint`, `num_parameters`, `flops_per_token`: of the plan.
 - `data_notes`: which files were read and which were not, the column taken, what was dropped.
+- `wandb_run_id`, `wandb_url`: of the run on W&B, the latter where it is online.
 - `unigram_perplexity`, `versions`, `git_commit`: of the data, the packages and the code.
 - `starts`: one entry for each session: `time`, `world_size`, `device`, `resumed_from`, what `changed` since the
   checkpoint, and the seconds until the first step.
@@ -21,6 +22,7 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -96,9 +98,12 @@ def recorded_streams(facts: dict[str, Any]) -> list[Stream]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide a run's results."""
+    """Python, this package, and the packages that decide a run's results."""
     packages = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    # a checkout that is not installed has no metadata
+    own = importlib.import_module(__package__)
+    known = {"python": platform.python_version(), own.__name__: own.__version__}
+    return known | {name: importlib.metadata.version(name) for name in packages}
 
 
 def device_name() -> str:

@@ -203,3 +203,11 @@ def test_a_record_of_the_older_schema_is_read(tmp_path):
 def test_a_json_that_cannot_be_used_is_refused_when_the_plan_is_made(planned):
     with pytest.raises(UsageError, match="does not divide over 3 GPUs"):
         planned(world=3)
+
+
+def test_versions_hold_the_packages_own():
+    from gpt2_variants import __version__, records
+
+    found = records.versions()
+    assert found["gpt2_variants"] == __version__
+    assert {"python", "torch", "transformers", "deepspeed"} < found.keys()

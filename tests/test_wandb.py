@@ -19,6 +19,7 @@ from gpt2_variants.config.command_line import parse
 from gpt2_variants.faults import UsageError
 from gpt2_variants.trackers import wandb
 from gpt2_variants.trackers.jsonl import read_metrics
+from gpt2_variants.trackers.tracker import TrackedRun
 
 pytest.importorskip("wandb")
 KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -190,3 +191,18 @@ def test_an_explicit_mode_that_cannot_be_had_is_a_fault(tiny_run, tmp_path, monk
     for mode in ("offline", "disabled"):
         monkeypatch.setenv("WANDB_MODE", mode)
         assert parse(options).report_to == ("wandb",)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("online", "https://wandb.ai/me/x/runs/1"), ("offline", None)])
+def test_where_a_run_can_be_seen_is_kept_of_one_that_is_online(mode, kept, tmp_path, monkeypatch):
+    class Run:
+        url = "https://wandb.ai/me/x/runs/1"
+
+        def define_metric(self, *args, **settings) -> None:
+            pass
+
+    monkeypatch.setattr("wandb.init", lambda **settings: Run())
+    monkeypatch.setattr(wandb, "wandb_mode", lambda: (mode, "there is no API key"))
+    facts = {"variant": "gpt2"}
+    wandb.open_wandb(TrackedRun(tmp_path, "name", "group", facts, 0, lambda **new: facts.update(new)))
+    assert facts.get("wandb_url") == kept

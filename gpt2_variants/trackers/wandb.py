@@ -100,8 +100,9 @@ class WandbTracker:
             self._run = start(mode=mode)
         self._run.define_metric("*", step_metric="step")
         self._sync_line = f"wandb sync {shlex.quote(str(folder))}/wandb/offline-*" if mode == "offline" else None
-        if mode == "online":
-            print(f"W&B: {self._run.url}", file=sys.stderr)
+        self.url: str | None = self._run.url if mode == "online" else None  # where the run can be seen
+        if self.url:
+            print(f"W&B: {self.url}", file=sys.stderr)
         elif self._sync_line:
             print(f"W&B: offline ({reason}); to upload it later: {self._sync_line}", file=sys.stderr)
 
@@ -125,4 +126,7 @@ def open_wandb(run: TrackedRun) -> WandbTracker:
     new_id = f"{run.facts['variant']}-{random.SystemRandom().getrandbits(40):010x}"
     run_id = run.facts.get("wandb_run_id", new_id)
     run.remember(wandb_run_id=run_id)
-    return WandbTracker(run.folder, run.name, run.group, run.facts, run_id)
+    tracker = WandbTracker(run.folder, run.name, run.group, run.facts, run_id)
+    if tracker.url:
+        run.remember(wandb_url=tracker.url)
+    return tracker
