@@ -1,17 +1,26 @@
 """Runs' folders as training leaves them, for the tests of the report."""
 
+import dataclasses
 import json
 import math
 
 from gpt2_variants import report
+from gpt2_variants.models.streams import Stream
 
 DATA = "builtin: topics; blocks of {} tokens; train 9 rows, 900 tokens, 9 blocks; tokenizer builtin, 400 entries"
 FLOPS = {"gpt2": 1000.0, "duo_predict": 2000.0}
+SKIP = Stream("skip", "Two ahead", "Each token given its past but for the last of it: not comparable.")
 PAIRED = {"train_batch_size": 8}  # the data order of a seed is known
 
 
-def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_per_step=100, every=10, **facts):
-    """A run's folder as training leaves it; `losses`: step -> eval_loss. Options go by "options", facts by name."""
+def make_run(folder, variant="gpt2", seed=42, losses=None, further=None, tokens_per_step=100, every=10, **facts):
+    """A run's folder as training leaves it. Options go by "options", facts by name; "absent" ones are left out.
+
+    Args:
+        losses: step -> eval_loss.
+        further: a stream beside the next-token one as the run declares it -> its eval loss at every step.
+    """
+    further = further or {}
     losses = losses or {10: 5.0, 20: 4.0}
     block_size = facts.get("options", {}).get("block_size", 64)
     options = {"variant": variant, "seed": seed, "block_size": block_size, "learning_rate": 0.001, "model_args": {}}
@@ -27,6 +36,7 @@ def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_p
         "num_parameters": 1234,
         "flops_per_token": FLOPS.get(variant, 1000.0),
         "starts": [{"world_size": 1, "device": "A CPU (2 cores)"}],
+        "streams": [dataclasses.asdict(stream) for stream in further],
         **facts,
     }
     lines = []
@@ -37,9 +47,9 @@ def make_run(folder, variant="gpt2", seed=42, losses=None, infill=None, tokens_p
         if step in losses:
             loss = losses[step]
             figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_accuracy": loss / 100}
-            if infill:
-                figures |= {"eval_infill_loss": infill, "eval_infill_perplexity": math.exp(infill)}
-                figures |= {"eval_infill_accuracy": infill / 100}
+            for stream, value in further.items():
+                of_stream = {"loss": value, "perplexity": math.exp(value), "accuracy": value / 100}
+                figures |= {f"eval_{stream.name}_{figure}": number for figure, number in of_stream.items()}
             lines.append({"step": step, "elapsed_seconds": step * 2.0, **figures})
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))

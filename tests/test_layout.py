@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "drawing": {"faults"},
     "pictures": {"data", "drawing", "inference", "models", "faults"},
     "report": {"registry", "config", "evaluation", "inference", "drawing", "pictures", "faults", "folders"}
-    | {"records", "trackers"},
+    | {"records", "trackers", "models"},
     "dry_run": {"registry", "config", "measuring", "models", "ranks"},
     "models": set(),
     "ranks": {"faults"},
@@ -120,6 +120,13 @@ def test_models_are_flat_and_import_the_base_and_ops_only():
                 assert node.module, f"{file.name}: `from . import x` does not survive an export"
                 assert not node.module.startswith("gpt2_variants")
     assert not [p for p in (PACKAGE / "models").iterdir() if p.is_dir() and p.name != "__pycache__"]
+
+
+def test_a_second_stream_is_spelled_where_its_variant_is_defined_only():
+    """All other files go by what models declare in `streams`, so that the stream of any variant is shown alike."""
+    for file in (*PACKAGE.rglob("*"), *(ROOT / "benchmarks").rglob("*.py")):
+        if file.suffix in (".py", ".md", ".html", ".css", ".js", ".jinja", ".json") and "duo" not in file.name:
+            assert "infill" not in file.read_text().lower(), file
 
 
 # Outside of training/: its config classes and schedules, to check a JSON by, and its memory estimators.

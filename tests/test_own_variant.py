@@ -21,6 +21,7 @@ from gpt2_variants.__main__ import main
 from gpt2_variants.contract import PROMISES, Subject, ask
 from gpt2_variants.inference import SavedModel
 from gpt2_variants.model_card import write_card
+from gpt2_variants.report import summary
 from gpt2_variants.report import write as write_report
 from gpt2_variants.variant_code import VariantError, find
 
@@ -334,7 +335,7 @@ def test_pictures(in_process, tiny_run, tmp_path):
 
 
 def test_a_second_stream_is_told_by_its_own_title_and_caveat(in_process, tiny_run, tmp_path, capsys):
-    """In metrics.jsonl, run.json, what the run says at its end, `evaluate`, `generate` and the model card."""
+    """In metrics.jsonl, run.json, model card, report, what the run says at its end, `evaluate` and `generate`."""
     caveat = "Each token given its past but for the last token of it: not comparable with the next-token figures."
     twice = variant_examples.write(tmp_path, "second_stream")
     run = train(tiny_run, tmp_path / "twice", "--max_steps", "5", "--no-check", variant=str(twice))
@@ -353,6 +354,16 @@ def test_a_second_stream_is_told_by_its_own_title_and_caveat(in_process, tiny_ru
     assert told["other", title, "validation loss, second_next"] == pytest.approx(figures["loss"], abs=1e-6)
     assert f'print(model.score(inputs["input_ids"])["second_next"].nll)  # -log p: {title}' in card
 
+    written = write_report([run])
+    assert f"## {title}" in written.text
+    assert caveat in written.text
+    assert f"{figures['loss']:.4f}" in written.text
+    page = written.page.read_text()
+    assert page.count(title) >= 2  # of its table and of its chart
+    assert caveat in page
+
+    words = f"perplexity {figures['perplexity']:.2f}, loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.3f}"
+    assert summary(run).splitlines()[-1] == f"second_next  {words}. {caveat}"
     capsys.readouterr()
     data = tiny_run[tiny_run.index("--dataset") + 1]
     command = ["evaluate", "--model", str(run / "model"), "--dataset", data, "--split", "validation"]

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,14 +13,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_runs import groups_of, make_run, row
+from made_runs import SKIP, groups_of, make_run, row
 from scipy import stats
 
 from gpt2_variants import drawing, report
 from gpt2_variants.report import charts as charts_module
 from gpt2_variants.report.compared import compared
 
-# --- infill stays apart -----------------------------------------------------------------------------------------------
+# --- a second stream stays apart --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -36,20 +37,28 @@ def charts(monkeypatch):
     return drawn
 
 
-def test_infill_is_in_no_next_token_column_and_in_no_next_token_chart(tmp_path, charts):
+@pytest.mark.parametrize("recorded", [True, False], ids=["declared", "of an older run"])
+def test_a_second_stream_is_in_no_next_token_column_and_in_no_next_token_chart(tmp_path, charts, recorded):
     base = make_run(tmp_path / "a")
-    duo = make_run(tmp_path / "b", "duo_predict", losses={10: 5.5, 20: 4.25}, infill=3.125)
-    written = report.write([base, duo])
-    infill = [f"{3.125:.4f}", f"{math.exp(3.125):.2f}", "0.0312"]
-    assert row(written.text, "Infill (has seen the right neighbour)", "duo_predict")[2:] == infill
-    assert row(written.text, "Validation", "duo_predict")[2:5] == ["4.2500", f"{math.exp(4.25):.2f}", "0.0425"]
-    outside = written.text.split("## Infill")[0] + written.text.split("## Infill")[1].split("## ", 1)[1]
-    for figure in infill:
-        assert figure not in outside
+    absent = {} if recorded else {"streams": "absent"}
+    two = make_run(tmp_path / "b", "own", losses={10: 5.5, 20: 4.25}, further={SKIP: 3.125}, **absent)
+    written = report.write([base, two])
+    title = SKIP.title if recorded else "skip"
+    skip = [f"{3.125:.4f}", f"{math.exp(3.125):.2f}", "0.0312"]
+    assert row(written.text, title, "own")[2:] == skip
+    assert row(written.text, "Validation", "own")[2:5] == ["4.2500", f"{math.exp(4.25):.2f}", "0.0425"]
+    before, section = written.text.split(f"## {title}\n")
+    section, _, after = section.partition("## ")
+    for figure in skip:
+        assert figure not in before + after
+    assert "not comparable" in section
+    page = "".join(Page(written.page.read_text()).text)
+    assert page.count(title) >= 2  # of the table and of the chart
+    assert (SKIP.caveat in section, SKIP.caveat in page) == (recorded, recorded)
     values = {label: {y for lines in axes for line in lines for y in line.y} for label, axes in charts.items()}
     assert values["perplexity"] == {math.exp(x) for x in (5.0, 4.0, 5.5, 4.25)}
-    assert values["infill perplexity"] == {math.exp(3.125)}
-    # the training loss of this duo-predict is that of both streams: the next token's alone was not logged
+    assert values["skip perplexity"] == {math.exp(3.125)}
+    # the training loss of this run is that of both streams: the next token's alone was not logged
     assert {len(lines) for lines in charts["nats per prediction"]} == {1}
     of_training = [lines for lines in charts["nats per token"] if not lines[0].marked]
     assert len(of_training) == 4
@@ -57,8 +66,22 @@ def test_infill_is_in_no_next_token_column_and_in_no_next_token_chart(tmp_path, 
     assert of_training[0][0].style.colour == drawing.INK
 
 
+def test_each_stream_has_a_table_and_a_chart_of_its_own(tmp_path, charts):
+    other = dataclasses.replace(SKIP, name="other", title="<b>Another</b>\n| one")
+    one = make_run(tmp_path / "a", "one", further={SKIP: 3.0})
+    two = make_run(tmp_path / "b", "two", further={SKIP: 3.5, other: 2.5})
+    written = report.write([one, two])
+    assert [row(written.text, SKIP.title, name)[2] for name in ("one", "two")] == ["3.0000", "3.5000"]
+    assert row(written.text, "&lt;b>Another&lt;/b> | one", "two")[2] == "2.5000"
+    assert "b" not in Page(written.page.read_text()).tags
+    assert {len(lines) for lines in charts["skip perplexity"]} == {2}
+    assert {len(lines) for lines in charts["other perplexity"]} == {1}
+    # one chart of losses over two streams, one of losses over three, against four axes each
+    assert [len(lines) for lines in charts["nats per prediction"]] == [1] * 8
+
+
 def test_training_losses_of_the_next_token_are_compared_where_they_were_logged(tmp_path, charts):
-    base, duo = make_run(tmp_path / "a"), make_run(tmp_path / "b", "duo_predict", infill=3.0)
+    base, duo = make_run(tmp_path / "a"), make_run(tmp_path / "b", "duo_predict", further={SKIP: 3.0})
     records = [json.loads(line) for line in (duo / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         if "loss" in record:
@@ -138,7 +161,7 @@ def written(tmp_path_factory):
     evil = "<script>alert(1)</script>"
     tmp_path = tmp_path_factory.mktemp("hostile")
     runs = [make_run(tmp_path / f"a{n}", seed=n) for n in (1, 2)]
-    runs.append(make_run(tmp_path / "<b onload=x>", "duo_predict", infill=3.0, git_commit='"><img src=x>'))
+    runs.append(make_run(tmp_path / "<b onload=x>", "duo_predict", further={SKIP: 3.0}, git_commit='"><img src=x>'))
     runs.append(make_run(tmp_path / "c", evil, status="failed", reason=f"{evil} & | more", data=evil))
     return report.write(runs, tmp_path / "out")
 
@@ -189,7 +212,7 @@ def test_colours_are_the_pages_own_in_light_and_dark(written):
 
 def test_each_chart_is_there_against_each_axis(written):
     page = Page(written.page.read_text())
-    for chart in ("loss", "perplexity", "accuracy", "training", "infill", "training-both"):
+    for chart in ("loss", "perplexity", "accuracy", "training", "stream-0", "training-together-0"):
         for axis in report.AXES:
             assert f"{chart}-{axis}-figure_1" in page.ids
 

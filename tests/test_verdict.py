@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from made_runs import DATA, PAIRED, groups_of, judged, make_run, make_seeds, row
+from made_runs import DATA, PAIRED, SKIP, groups_of, judged, make_run, make_seeds, row
 from scipy import stats
 
 from gpt2_variants import report
@@ -16,7 +16,7 @@ from gpt2_variants.report import statistics
 
 def test_equal_tokens_and_equal_flops_by_linear_interpolation(tmp_path, text_of):
     base = make_run(tmp_path / "base", losses={10: 6.0, 20: 5.0, 30: 4.5})
-    duo = make_run(tmp_path / "duo", variant="duo_predict", losses={10: 5.8, 25: 4.6}, infill=3.0)
+    duo = make_run(tmp_path / "duo", variant="duo_predict", losses={10: 5.8, 25: 4.6}, further={SKIP: 3.0})
     v = judged(base, duo)
     at = np.interp(2500, [1000, 2000, 3000], [6.0, 5.0, 4.5])
     assert v.at_tokens.place == 2500
@@ -317,7 +317,7 @@ def test_another_block_size_is_compared_and_said(tmp_path):
     short = make_run(
         tmp_path / "b",
         "duo_predict",
-        infill=3.0,
+        further={SKIP: 3.0},
         tokens_per_step=50,
         options={"block_size": 32},
         unigram_perplexity=801.0,

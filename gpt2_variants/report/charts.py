@@ -8,16 +8,15 @@ from typing import Any
 from markupsafe import Markup
 
 from .. import drawing
-from .groups import Group
+from .groups import Group, streams_of
 from .runs import AXES
-from .tables import INFILL
 
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well
 
 
 def _value(group: Group, record: dict[str, Any], key: str) -> float | None:
     """The figure `key` of a record; a training loss is that of the next token alone, None where it was not logged."""
-    if key != "next_token_loss" or key in record or group.has_infill:
+    if key != "next_token_loss" or key in record or group.streams:
         return record.get(key)
     return record.get("loss")  # of the next token, all that the variant predicts
 
@@ -54,7 +53,6 @@ class _Chart:
     key: str
     y_label: str
     log: bool = False
-    of_infill: bool = False  # groups with infill, and their figures of it
 
 
 CHARTS = (
@@ -68,25 +66,6 @@ CHARTS = (
         "training",
         "next_token_loss",
         "nats per token",
-    ),
-    _Chart(
-        "infill",
-        "Infill perplexity: has seen the right neighbour",
-        INFILL,
-        "evaluations",
-        "eval_infill_perplexity",
-        "infill perplexity",
-        log=True,
-        of_infill=True,
-    ),
-    _Chart(
-        "training-both",
-        "Training loss of next token and infill together",
-        "The mean over both streams, half of which has seen the right neighbour.",
-        "training",
-        "loss",
-        "nats per prediction",
-        of_infill=True,
     ),
 )
 AXIS_NAMES = {"tokens": "tokens", "steps": "steps", "time": "time", "flops": "FLOPs"}
@@ -127,10 +106,11 @@ class Curves:
 def curves_of(groups: Sequence[Group]) -> Curves:
     """The curves of `groups`, each with a style of its own in all charts."""
     styles = drawing.styles([group.is_baseline for group in groups])
+    styled = list(zip(groups, styles, strict=True))
     charts = [
         ShownChart(chart.title, chart.caption, drawn)
-        for chart in CHARTS
-        if (drawn := _against_each_axis(chart, list(zip(groups, styles, strict=True))))
+        for chart, shown in [*((chart, styled) for chart in CHARTS), *_charts_of_streams(styled)]
+        if (drawn := _against_each_axis(chart, shown))
     ]
     notes = []
     if any(len(group.runs) > 1 for group in groups):
@@ -145,9 +125,27 @@ def curves_of(groups: Sequence[Group]) -> Curves:
     return Curves(AXIS_NAMES, legend, notes, charts)
 
 
+def _charts_of_streams(
+    styled: list[tuple[Group, drawing.Style]],
+) -> list[tuple[_Chart, list[tuple[Group, drawing.Style]]]]:
+    """The charts of the streams beside the next-token one and of losses over several, each with who stands in it."""
+    groups = [group for group, _ in styled]
+    found = []
+    for n, stream in enumerate(streams_of(groups)):
+        key, y_label = f"eval_{stream.name}_perplexity", f"{stream.name} perplexity"
+        chart = _Chart(
+            f"stream-{n}", f"{stream.title}: perplexity", stream.caveat, "evaluations", key, y_label, log=True
+        )
+        found.append((chart, [(group, style) for group, style in styled if stream in group.streams]))
+    for n, streams in enumerate(dict.fromkeys(group.streams for group in groups if group.streams)):
+        title = f"Training loss of next token and {' and '.join(stream.name for stream in streams)} together"
+        caption = "Over the predictions of all streams, each weighed as the loss that is trained weighs it."
+        chart = _Chart(f"training-together-{n}", title, caption, "training", "loss", "nats per prediction")
+        found.append((chart, [(group, style) for group, style in styled if group.streams == streams]))
+    return found
+
+
 def _against_each_axis(chart: _Chart, shown: list[tuple[Group, drawing.Style]]) -> dict[str, Markup]:
-    if chart.of_infill:
-        shown = [(group, style) for group, style in shown if group.has_infill]
     unigrams = {run.unigram_perplexity for group, _ in shown for run in group.runs}
     level = unigrams.pop() if chart.key == "eval_perplexity" and len(unigrams) == 1 else None
     found = {}

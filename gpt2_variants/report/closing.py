@@ -1,8 +1,10 @@
 """What a run says of itself at its end: its figures, its curves and a sample."""
 
 import importlib.util
+import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ..config.options import Options
 from ..evaluation import describe
@@ -11,6 +13,7 @@ from .page import write
 from .runs import read_run
 from .tables import number
 
+COLOURS = ("#c55a11", "#548235", "#7030a0")  # of the streams beside the next-token one
 DEMO_PROMPT = "The following statement"  # the built-in corpus is Python's language reference
 
 
@@ -33,14 +36,14 @@ def summary(folder: Path) -> str:
         )
     if run.evaluations:
         final = run.evaluations[-1]
-        next_token, *infill = describe(final)
+        next_token, *further = describe(final, run.streams)
         lines.append(f"validation  {next_token} at step {final['step']}")
         if unigram := run.unigram_perplexity:
             part = final["eval_perplexity"] / unigram
             lines.append(
                 f"            unigram perplexity of the same text {unigram:.2f}; the model's is {part:.3f} of it"
             )
-        lines += infill
+        lines += further
     return "\n".join(lines)
 
 
@@ -57,17 +60,13 @@ def plot(folder: Path) -> Path:
     steps = [r["step"] for r in evaluations]
     left.plot(steps, [r["eval_loss"] for r in evaluations], label="validation", color="#1f4e79", marker="o")
     right.plot(steps, [r["eval_perplexity"] for r in evaluations], label="next token", color="#1f4e79", marker="o")
-    if evaluations and "eval_infill_loss" in evaluations[-1]:
-        left.plot(
-            steps, [r["eval_infill_loss"] for r in evaluations], label="validation, infill", color="#c55a11", marker="s"
+    for n, stream in enumerate(run.streams):
+        of_stream: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "marker": "s"}
+        losses, perplexities = (
+            [r.get(f"eval_{stream.name}_{figure}", math.nan) for r in evaluations] for figure in ("loss", "perplexity")
         )
-        right.plot(
-            steps,
-            [r["eval_infill_perplexity"] for r in evaluations],
-            label="infill (sees the right neighbour)",
-            color="#c55a11",
-            marker="s",
-        )
+        left.plot(steps, losses, label=f"validation, {stream.name}", **of_stream)
+        right.plot(steps, perplexities, label=stream.title.replace("$", r"\$"), **of_stream)
     if run.unigram_perplexity:
         right.axhline(run.unigram_perplexity, color="gray", linestyle=":", label="unigram model")
     left.set(xlabel="optimizer steps", ylabel="loss, nats a token", title=f"{run.variant}: loss")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.streams import Stream
 from .runs import FOLLOWING_LENGTH, LENGTH, SavedRun
 from .statistics import mean_interval
 
@@ -72,9 +73,9 @@ class Group:
         return machines.pop()[0] if len(machines) == 1 else None
 
     @property
-    def has_infill(self) -> bool:
-        """Whether its runs predict tokens from their right neighbours too."""
-        return "eval_infill_loss" in self.first.final
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams of predictions beside the next-token one that its runs' figures tell of."""
+        return self.first.streams
 
     def mean(self, figure: Callable[[SavedRun], float | None]) -> Mean | None:
         """`figure` of a run, over the runs; None if one of them lacks it."""
@@ -94,6 +95,11 @@ class Group:
     def flops(self) -> Mean | None:
         """Training FLOPs of the whole run."""
         return self.mean(lambda run: run.place({"step": run.step}, "flops"))
+
+
+def streams_of(groups: Sequence[Group]) -> list[Stream]:
+    """The streams of all groups, each once."""
+    return list(dict.fromkeys(stream for group in groups for stream in group.streams))
 
 
 def make_groups(runs: Sequence[SavedRun]) -> list[Group]:

@@ -21,7 +21,7 @@ from .learned import all_learned, models_of
 from .runs import SavedRun, read_run
 from .sections import Section
 from .statistics import need_scipy
-from .tables import Table, against_tables, cost_table, infill_tables, plain, quality_table, table_of_runs
+from .tables import Table, against_tables, cost_table, plain, quality_table, stream_tables, table_of_runs
 from .template import ShownFigure, render, shown
 from .terminal import terminal_table
 from .verdict import verdict_said
@@ -84,7 +84,7 @@ def write(
     facts = list({**dict(box.common), **dict(about)}.items())  # the command knows better how a rate was chosen
     tables = against_tables(verdicts)
     if groups:
-        tables += [quality_table(groups), *infill_tables(groups), cost_table(groups)]
+        tables += [quality_table(groups), *stream_tables(groups), cost_table(groups)]
     learned = all_learned(models_of(groups), models)
 
     parts = [f"# {plain(title)}"]

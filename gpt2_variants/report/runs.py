@@ -11,8 +11,10 @@ from typing import Any
 
 from ..config.plan import recipe
 from ..config.saved_plan import saved_plan
+from ..evaluation import streams_in
 from ..faults import UsageError
-from ..records import read_facts
+from ..models.streams import Stream
+from ..records import read_facts, recorded_streams
 from ..trackers.jsonl import read_metrics
 
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
@@ -115,6 +117,11 @@ class SavedRun:
         if self.plan.get("load_best_model_at_end") and self.facts.get("final_eval"):
             return self.facts["final_eval"]
         return self.evaluations[-1] if self.evaluations else self.facts.get("final_eval") or {}
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams beside the next-token one that `final` tells of; of an older record, by the figures' names."""
+        return tuple(streams_in(self.final, recorded_streams(self.facts)))
 
     @property
     def num_parameters(self) -> int | None:

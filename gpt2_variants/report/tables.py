@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .differences import Difference, Verdict
-from .groups import Group, Mean
+from .groups import Group, Mean, streams_of
 
-INFILL = (
-    "Each token given its past and its right neighbour, which it has seen: not comparable with the next-token figures, "
-    "nor with any other variant's."
-)
 MEASURES = {"tokens": "tokens", "flops": "FLOPs", "time": "seconds"}  # that groups are compared at
+FIGURES = {"loss": ".4f", "perplexity": ",.2f", "accuracy": ".4f"}  # of a stream, and their forms
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Table:
         rules = ["---:" if side == "r" else "---" for side in self.align]
         rows = [self.head, rules, *([plain(cell).replace("|", "\\|") for cell in row] for row in self.rows)]
         text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"## {self.title}\n\n{text}\n" + (f"\n{plain(self.legend)}\n" if self.legend else "")
+        return f"## {plain(self.title)}\n\n{text}\n" + (f"\n{plain(self.legend)}\n" if self.legend else "")
 
     def html(self) -> str:
         """In a box of its own that scrolls where the page is narrow."""
@@ -129,16 +126,19 @@ def quality_table(groups: Sequence[Group]) -> Table:
     return Table("Validation", "lrrrrrrrr", head, rows, legend)
 
 
-def infill_tables(groups: Sequence[Group]) -> list[Table]:
-    """The infill figures of the groups that have them: one table, or none."""
-    names = ("eval_infill_loss", "eval_infill_perplexity", "eval_infill_accuracy")
-    rows = [
-        [group.label, str(len(group.runs)), *(_mean(group.final(n), f) for n, f in zip(names, (".4f", ",.2f", ".4f")))]
-        for group in groups
-        if group.has_infill
-    ]
-    head = ("run", "n", "infill loss", "infill perplexity", "infill accuracy")
-    return [Table("Infill (has seen the right neighbour)", "lrrrr", head, rows, INFILL)] if rows else []
+def stream_tables(groups: Sequence[Group]) -> list[Table]:
+    """A table for each stream beside the next-token one, of the groups that have it, with its title and caveat."""
+    tables = []
+    for stream in streams_of(groups):
+        figures = [(f"eval_{stream.name}_{name}", form) for name, form in FIGURES.items()]
+        rows = [
+            [group.label, str(len(group.runs)), *(_mean(group.final(name), form) for name, form in figures)]
+            for group in groups
+            if stream in group.streams
+        ]
+        head = ("run", "n", *(f"{stream.name} {name}" for name in FIGURES))
+        tables.append(Table(stream.title, "lrrrr", head, rows, stream.caveat))
+    return tables
 
 
 def cost_table(groups: Sequence[Group]) -> Table:
