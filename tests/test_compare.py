@@ -355,6 +355,29 @@ def test_a_signal_ends_the_trainings_by_a_signal_of_their_own(tmp_path, monkeypa
     assert not running._processes
 
 
+def test_gpus_are_shared_out_among_the_places(monkeypatch):
+    monkeypatch.setattr(runner, "has_cuda", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,5,7")
+    places = runner.Runner(2, 2)
+    seen = [places._environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(2)]
+    ports = [words[words.index("--master_port") + 1] for words in map(places._program, range(2))]
+    assert seen == ["1,3", "5,7"]
+    assert len(set(ports)) == 2
+    assert runner.Runner(4, 1)._environment(2) == {"CUDA_VISIBLE_DEVICES": "5"}
+    monkeypatch.setattr(runner, "has_cuda", lambda: False)
+    assert runner.visible_gpus() == []
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_goes_through_deepspeeds_launcher(tiny_run, tmp_path, monkeypatch):
+    """On a CPU, where the launcher counts CUDA_VISIBLE_DEVICES all the same."""
+    monkeypatch.setenv("LOCAL_SIZE", "2")  # by which DeepSpeed counts a CPU's devices
+    monkeypatch.setattr(runner, "visible_gpus", lambda: ["0", "1"])
+    words = [*tiny_run, "--max_steps", "4", "--variants", "gpt2", "--seeds", "1", "--gpus_per_run", "2"]
+    assert main(["compare", *words, "--output_dir", str(tmp_path / "x")]) == 0
+    assert json.loads((tmp_path / "x/runs/gpt2/seed-42/run.json").read_text())["plan"]["world_size"] == 2
+
+
 @pytest.mark.slow
 def test_two_real_variants_twice_give_the_same_numbers(tiny_run, tmp_path):
     pages = []

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "gpt2_variants"
 # Room -> the rooms that its files may import from; files of one room may import one another.
 MAY_IMPORT = {
     "__init__": {"registry"},
-    "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"},
+    "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"}
+    | {"ranks"},
     "__main__": {"commands", "config", "data", "faults", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from ..ranks import has_cuda
+
 FIRST_PORT = 29_600  # of DeepSpeed's launcher, one for each place
 
 
@@ -109,7 +111,8 @@ class Runner:
         module = ["--module", "gpt2_variants", "train"]
         if self.gpus <= 1:
             return [sys.executable, "-m", *module[1:]]
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(self.gpus)]
+        # The launcher goes by CUDA_VISIBLE_DEVICES only without --num_gpus, and without a hostfile of the machine's.
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "none"]
         return [*launcher, "--master_port", str(FIRST_PORT + place), *module]
 
     def _environment(self, place: int) -> dict[str, str]:
@@ -122,6 +125,8 @@ class Runner:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without any."""
+    if not has_cuda():
+        return []
     if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in said.split(",") if name]
     import torch

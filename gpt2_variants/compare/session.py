@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from ..config.command_line import parse
 from ..config.plan import Plan
+from ..drawing import need_matplotlib
 from ..faults import UsageError
 from ..folders import write_aside
+from ..report.statistics import need_scipy
 from ..training.session import prepare
 from . import forecast
 from .experiment import Experiment, Trial
@@ -169,6 +171,8 @@ def compare(experiment: Experiment, dry_run: bool = False) -> int:
     Raises:
         UsageError: the options do not fit; nothing was written.
     """
+    need_matplotlib()
+    need_scipy()
     session = Session(experiment, sorted(experiment.rates))
     tuning = session.tuning() if experiment.rates else []
     results = session.results("tokens") if not experiment.rates else _results_to_come(session)
