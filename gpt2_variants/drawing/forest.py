@@ -12,7 +12,7 @@ SIGNS = {  # word -> colour, marker, filled: no word is told by its colour alone
     "better": (PALETTE[2], "o", True),
     "worse": (PALETTE[1], "s", True),
     "undecided": (PALETTE[0], "o", False),
-    "too few seeds": (MUTED, "D", False),
+    "too few seeds": (MUTED, "", False),  # of which none is drawn
 }
 
 
@@ -23,7 +23,7 @@ class Row:
     Attributes:
         label: of what.
         value: the difference; below 0 is better.
-        low, high: its interval; None where there is none.
+        low, high: its interval; None where there is none, and then no mark is drawn.
         word: of `SIGNS`.
         hover: what it says when it is pointed at.
     """
@@ -52,15 +52,16 @@ def forest(rows: Sequence[Row], x_label: str, zero: str) -> Drawn:
     for number, row in enumerate(rows):
         colour, marker, filled = SIGNS[row.word]
         place = number + 0.32
-        if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2, gid=f"interval{number}")
-            hovers[f"interval{number}"] = row.hover
+        _say(axes, row, number)
+        if row.low is None or row.high is None:
+            continue
+        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2, gid=f"interval{number}")
+        hovers[f"interval{number}"] = row.hover
         face = colour if filled else BOX
         axes.plot(
             [row.value], [place], marker, color=colour, markerfacecolor=face, markersize=8, mew=1.8, gid=f"row{number}"
         )
         hovers[f"row{number}"] = [row.hover]
-        _say(axes, row, number)
     axes.set(ylim=(len(rows) - 0.25, -0.5), xlabel=x_label)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -14,8 +14,8 @@ TITLES = {
 }
 HOW_TO_READ = (
     "The line is the 95 % interval of the difference in validation loss. Filled: told from chance after all "
-    "comparisons of this chart are counted, a circle better and a square worse. Hollow: a circle undecided, a "
-    "diamond too few seeds."
+    "comparisons of this chart are counted, a circle better and a square worse. Hollow: undecided. No mark: "
+    "too few seeds for an interval."
 )
 
 

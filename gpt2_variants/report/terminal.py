@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .differences import Difference, Verdict
 from .groups import Group
-from .tables import signed
+from .tables import with_interval
 
 WIDTH = 100
 HEAD = ("run", "n", "loss", "at equal", "less the baseline's, nats [95 %]", "verdict")
@@ -53,9 +53,4 @@ def _line(cells: Sequence[str], first: int, widths: Sequence[int]) -> str:
 
 def _difference(found: Difference) -> list[str]:
     estimate = found.estimate
-    between = (
-        ""
-        if estimate.low is None or estimate.high is None
-        else (f" [{signed(estimate.low, '.4f')}, {signed(estimate.high, '.4f')}]")
-    )
-    return [AXIS[found.axis], signed(estimate.mean, ".4f") + between, found.word]
+    return [AXIS[found.axis], with_interval(estimate.mean, estimate.low, estimate.high, ".4f"), found.word]
