@@ -54,7 +54,8 @@ class FakeRunner:
             (folder / "run.json").write_text(json.dumps(facts))
             loss = fake_loss(plan)
             figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_accuracy": 0.1}
-            training = {"step": plan.total_steps, "loss": loss, "tokens": tokens, "tokens_per_second": 1000.0}
+            speed = 500.0 if plan.variant == "duo_predict" else 1000.0
+            training = {"step": plan.total_steps, "loss": loss, "tokens": tokens, "tokens_per_second": speed}
             records = [
                 training | {"elapsed_seconds": 1.0},
                 figures | {"step": plan.total_steps, "elapsed_seconds": 1.0},
@@ -260,6 +261,18 @@ def test_runs_to_equal_flops_are_as_long_as_the_baselines_flops_ask(faked, no_pa
     duo, base = plans["duo_predict/equal-flops/seed-42"], plans["gpt2/seed-42"]
     assert duo["total_steps"] == round(200 * base["flops_per_token"] / duo["flops_per_token"])
     assert plans["duo_predict/seed-42"]["total_steps"] == 200
+
+
+def test_runs_to_equal_time_are_as_long_as_the_speeds_of_those_at_equal_tokens_ask(faked, no_page, words, tmp_path):
+    more = ["--variants", "gpt2", "duo_predict", "drift", "--seeds", "2", "--equal", "time", "--max_steps", "200"]
+    assert main([*words, *more]) == 0
+    steps = {
+        str(path.parent.relative_to(tmp_path / "x/runs")): json.loads(path.read_text())["plan"]["total_steps"]
+        for path in (tmp_path / "x/runs").rglob("run.json")
+    }
+    assert steps.pop("duo_predict/equal-time/seed-42") == steps.pop("duo_predict/equal-time/seed-43") == 100
+    assert set(steps.values()) == {200}
+    assert len(steps) == 6
 
 
 # --- the ladder -------------------------------------------------------------------------------------------------------
