@@ -7,7 +7,7 @@ from typing import Any
 
 from ..faults import UsageError
 from .command import Command
-from .shared_options import add_model, add_number, number
+from .shared_options import add_model, add_number, number, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,17 +49,14 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: an option has no such value, or the model or the text cannot be read.
     """
-    import torch
-
     from ..data import check_source
     from ..evaluation import describe
-    from ..inference import SavedModel, evaluate_dataset
+    from ..inference import evaluate_dataset
 
     faults: list[str] = []
     saved, most, allowed = None, math.inf, "2 or more is allowed"
     try:
-        dtype, trusts = getattr(torch, arguments.dtype), arguments.trust_remote_code
-        saved = SavedModel(arguments.model, arguments.tokenizer, dtype, arguments.variant, trusts)
+        saved = open_model(arguments, arguments.dtype)
         most = saved.config.n_positions
         allowed = f"2 to the model's {most} positions is allowed"
     except UsageError as err:

@@ -6,7 +6,7 @@ import sys
 
 from ..faults import UsageError
 from .command import Command
-from .shared_options import add_model, add_number, number
+from .shared_options import add_model, add_number, number, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: an option has no such value, or the model cannot be opened.
     """
-    from ..inference import SavedModel, surprise_table
+    from ..inference import surprise_table
 
     faults: list[str] = []
     least = 0 if arguments.show_surprise else 1
@@ -44,12 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     numbers = {name: number(arguments, name, *rule, faults) for name, rule in options.items()}
     try:
-        saved = SavedModel(
-            arguments.model,
-            arguments.tokenizer,
-            variant=arguments.variant,
-            trust_remote_code=arguments.trust_remote_code,
-        )
+        saved = open_model(arguments)
         prompt = saved.encode(arguments.prompt)
         if numbers["max_new_tokens"] == 0 and prompt.shape[1] < 2:
             faults.append("--show_surprise: the prompt is one token; at least 2 are needed, or --max_new_tokens 1")

@@ -4,10 +4,13 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.options import checked, option_fields
 from ..data import Reading
+
+if TYPE_CHECKING:
+    from ..inference import SavedModel
 
 READING = frozenset(f.name for f in dataclasses.fields(Reading))  # options that say how a source is read
 
@@ -23,6 +26,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run the code that lies in the model folder, of any author"
+    )
+
+
+def open_model(arguments: argparse.Namespace, dtype: str = "float32") -> "SavedModel":
+    """The saved model that the options of `add_model` name, its weights in `dtype`. Raises `UsageError`."""
+    import torch
+
+    from ..inference import SavedModel
+
+    return SavedModel(
+        arguments.model, arguments.tokenizer, getattr(torch, dtype), arguments.variant, arguments.trust_remote_code
     )
 
 
