@@ -22,7 +22,8 @@ examples:
 
 `python -m gpt2_variants COMMAND --help` lists a command's options.
 `gpt2-variants` is the same command. exit codes: 0 done; 2 faults in what was asked, one line each;
-130 stopped by Ctrl-C; 1 a push that failed, or anything else. `train` has two more: see its help."""
+130 stopped by Ctrl-C; 1 a push or a run of compare that failed, or anything else.
+`train` has two more: see its help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 1 for a push that failed, 2 for faults in what was asked, 130 after Ctrl-C.
+    """Run one command; its exit code: 0; 1: a push or a run failed; 2: faults in what was asked; 130: Ctrl-C.
 
     `train` has the exit codes of `train_command.main`.
     """

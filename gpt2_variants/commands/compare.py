@@ -62,11 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--equal",
-        metavar="tokens|flops|time",
+        metavar="MEASURE",
         nargs="+",
         default=["tokens"],
         choices=AXES,
-        help="train runs that end at equal tokens, and others that end at equal FLOPs or time (default: tokens)",
+        help="tokens, and perhaps flops and time: train further runs that end at equal FLOPs or time (default: tokens)",
     )
     add("--jobs", metavar="N", help="runs side by side (default: as many as there are GPUs for, or 1)")
     add("--gpus_per_run", metavar="N", help="GPUs of each run (default: 1; 0 without any)")
@@ -243,7 +243,7 @@ def _block_size_is_preset(words: list[str]) -> bool:
 COMMAND = Command(
     "compare",
     "--variants NAME [NAME ...] --output_dir FOLDER [options]",
-    "train variants over the same seeds, and report which is better than GPT-2; takes the options of train, too",
+    "whether variants are better than GPT-2: train them over the same seeds; takes train's options too",
     add_arguments,
     run,
     takes_options_of_training=True,
