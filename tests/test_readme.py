@@ -124,24 +124,32 @@ def test_the_table_names_every_variant():
 
 
 def test_the_results_are_those_that_were_measured():
-    """Perplexity and difference of each variant, rounded from the page that `report` wrote."""
-    page = (ROOT / "benchmarks/results/amd-epyc-2-cores/quality.md").read_text()
+    """Each figure of the table, rounded from the page that `compare` wrote."""
+    page = (ROOT / "benchmarks/results/amd-epyc-2-cores/compare.md").read_text()
 
-    def rows(text: str, heading: str) -> dict[str, list[str]]:
-        table = re.search(rf"^## {heading}\n(.*?)^## ", text, flags=re.DOTALL | re.MULTILINE)[1]
-        cells = [[c.strip(" `") for c in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-        return {row[0]: row[1:] for row in cells if row[0] in VARIANTS}
+    def rows(text: str, heading: str) -> list[list[str]]:
+        table = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## )", text, flags=re.DOTALL | re.MULTILINE)[1]
+        cells = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+        return cells[2:]
 
-    said, quality, against = (
-        rows(README, "Results so far"),
-        rows(page, "Validation"),
-        rows(page, "Against the baseline"),
-    )
-    assert said.keys() == quality.keys() == VARIANTS.keys()
-    numbers = lambda cell: [float(number.replace("\N{MINUS SIGN}", "-")) for number in cell.split(" ± ")]
-    for name, (perplexity, accuracy, loss, flops, _) in said.items():
-        assert numbers(perplexity) == pytest.approx(numbers(quality[name][2]), abs=0.0501)
-        assert numbers(accuracy)[0] == pytest.approx(numbers(quality[name][3])[0], abs=0.000501)
-        if name != "gpt2":
-            assert numbers(loss) == pytest.approx(numbers(against[name][2]), abs=0.000501)
-            assert numbers(flops) == pytest.approx(numbers(against[name][7]), abs=0.00501)
+    def numbers(cell: str) -> list[float]:
+        return [float(n.replace("\N{MINUS SIGN}", "-")) for n in re.findall(r"[+\N{MINUS SIGN}]?\d+(?:\.\d+)?", cell)]
+
+    against = {(row[0], row[2]): row for row in rows(page, "Against the baseline")}
+    quality = {row[0]: row for row in rows(page, "Validation")}
+    rates = {row[0]: float(row[-1]) for row in rows(page, "The learning rate of each, at nano: losses")}
+    cost = {row[0]: float(row[2]) for row in rows(page, "Times the baseline's cost")}
+    said = {row[0].replace("`", ""): row[1:] for row in rows(README, "Results so far")}
+    assert {name.split(",")[0] for name in said} == VARIANTS.keys()
+    for name, (rate, perplexity, data, at_data, flops, at_flops, per_token, _) in said.items():
+        measured = name if name in quality else f"{name}, infill_weight=1.0"
+        assert float(rate) == rates[name.replace(", ", ",")]
+        assert numbers(perplexity) == pytest.approx(numbers(quality[measured][3])[:2], abs=0.0501)
+        if name == "gpt2":
+            continue
+        for figures, word, measure in ((data, at_data, "tokens"), (flops, at_flops, "FLOPs")):
+            row = against[measured, measure]
+            assert numbers(figures) == pytest.approx(numbers(row[5]), abs=0.000501)
+            assert word == row[8]
+            assert not row[3].endswith("cut")
+        assert float(per_token) == cost[measured]

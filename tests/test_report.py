@@ -48,6 +48,24 @@ def test_what_decides_no_result_does_not_part_seeds_and_what_does_is_the_label(t
     }
 
 
+def test_a_named_size_stands_for_its_shape_and_the_steps_for_the_length(tmp_path):
+    def plan(size, width, steps):
+        model = {"n_embd": width, "n_layer": 4, "n_head": 2}
+        length = {"total_steps": steps, "warmup_steps": steps // 10}
+        return {"variant": "gpt2", "seed": 1, "block_size": 64, "size": size, "model": model, **length}
+
+    runs = [
+        make_run(tmp_path / f"{size}{steps}", schema=2, plan=plan(size, width, steps))
+        for size, width, steps in (("pico", 64, 20), ("nano", 192, 20), ("nano", 192, 40))
+    ]
+    labels = [group.label for group in groups_of(*runs)]
+    assert labels == [
+        f"gpt2, size={size}, total_steps={steps}" for size, steps in (("pico", 20), ("nano", 20), ("nano", 40))
+    ]
+    other = make_run(tmp_path / "wide", schema=2, plan=plan("nano", 256, 20))
+    assert "n_embd=256" in groups_of(*runs, other)[-1].label  # the size alone would not tell it
+
+
 def test_equal_options_on_other_data_are_another_group(tmp_path):
     runs = [make_run(tmp_path / x, data_fingerprint=x * 10) for x in ("a", "b")]
     assert [group.label for group in groups_of(*runs)] == ["gpt2, data aaaaaaaa", "gpt2, data bbbbbbbb"]

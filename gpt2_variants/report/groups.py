@@ -12,6 +12,7 @@ from .runs import FOLLOWING_LENGTH, LENGTH, SavedRun
 from .statistics import mean_interval
 
 BASELINE = "gpt2"
+SHAPE = {"n_embd", "n_head", "n_layer"}
 OF_LENGTH = {*LENGTH, *(f"schedule.{param}" for param in FOLLOWING_LENGTH)}  # names of settings
 
 
@@ -125,13 +126,26 @@ def _label(run: SavedRun, others: list[SavedRun], told: Callable[[str], bool]) -
     """The variant, and those settings of `told` names in which `run` differs from `others` of it."""
     same_variant = [other for other in others if other.variant == run.variant]
     names = {name for other in same_variant for name in differing(run, other) if told(name)}
-    parts = [f"{name}={run.settings.get(name, 'default')}" for name in sorted(names)]
-    if not names and len({other.facts.get("data_fingerprint") for other in same_variant}) > 1:
+    parts = []
+    if names & SHAPE and _sizes_tell_shapes(same_variant):
+        names -= SHAPE
+        parts.append(f"size={run.plan['size']}")
+    if "total_steps" in names:
+        names -= OF_LENGTH - {"total_steps"}  # which follow from it, mostly
+    parts += [f"{name}={run.settings.get(name, 'default')}" for name in sorted(names)]
+    if not parts and len({other.facts.get("data_fingerprint") for other in same_variant}) > 1:
         parts.append(f"data {str(run.facts.get('data_fingerprint'))[:8]}")
     label = ", ".join([run.variant, *parts])
     if run.finished:
         return label
     return f"{label} ({run.status} at step {run.step:,}, seed {run.seed})"
+
+
+def _sizes_tell_shapes(runs: Sequence[SavedRun]) -> bool:
+    """Whether runs of one named size have one shape, and all have a named size."""
+    shapes = {(run.plan.get("size"), *(run.settings.get(name) for name in sorted(SHAPE))) for run in runs}
+    sizes = [shape[0] for shape in shapes]
+    return None not in sizes and len(set(sizes)) == len(sizes)
 
 
 def differing(run: SavedRun, other: SavedRun) -> list[str]:
