@@ -100,6 +100,8 @@ def _rate_chart(choices: Mapping[Entry, Choice], rates: Sequence[float]) -> Any:
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, color=style.colour, linestyle=style.dash, marker=style.marker, label=entry.label)
         axes.set(xscale="log", xlabel="peak learning rate", ylabel="nats per token")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
         axes.grid(True)
     return figure
 
@@ -183,6 +185,8 @@ def _said(entry: Entry, growth: Any) -> str:
 
 
 def _ladder_chart(points: Mapping[Entry, Mapping[int, Mapping[str, Point]]], law: PowerLaw) -> Any:
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
     styles = drawing.styles([entry.is_baseline for entry in points])
     with drawing.look():
         figure, axes = drawing.new_axes()
@@ -195,5 +199,8 @@ def _ladder_chart(points: Mapping[Entry, Mapping[int, Mapping[str, Point]]], law
         span = [min(ends), max(ends)]
         axes.plot(span, [law.loss(x) for x in span], color=drawing.INK, linewidth=1.0)
         axes.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="nats per token")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(True)
     return figure
