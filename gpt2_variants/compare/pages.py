@@ -134,9 +134,14 @@ def _ladder(experiment: Experiment) -> list[Section]:
         "compute multiplier is how many times a variant's compute GPT-2 needs for the same loss, by the line through "
         "GPT-2's runs of the same seed: above 1 the variant saves compute."
     )
+    if len(experiment.sizes) == 2:
+        words += (
+            " Through two sizes any curve can be laid: that the law is a line is assumed, and not in the intervals."
+        )
     head = ("variant", *(size for size in experiment.sizes if size), "per tenfold compute")
     legend = (
-        "Times, with its 95 % interval over the seeds (Student's t of the logarithm); the last column is its change."
+        "Times, with its 95 % interval over the seeds (Student's t of the logarithm), of each variant alone; in the "
+        "last column how it changes."
     )
     table = Table("Compute multiplier", "l" + "r" * (len(head) - 1), head, rows, legend)
     figure = ("ladder", "Validation loss over training FLOPs", "One point a run.", _ladder_chart(points, law))
@@ -179,7 +184,7 @@ def _said(entry: Entry, growth: Any) -> str:
     if growth is None or growth.low is None:
         return f"{entry.label}: too few seeds or sizes to tell whether its multiplier changes with size."
     if growth.low <= 0 <= growth.high:
-        return f"{entry.label}: its multiplier is not told to change with size ({_per_tenfold(growth)} a tenfold)."
+        return f"{entry.label}: no change of its multiplier with size was found ({_per_tenfold(growth)} per tenfold)."
     way = "grows" if growth.mean > 0 else "shrinks"
     return f"{entry.label}: its multiplier {way} with size ({_per_tenfold(growth)} for ten times the compute)."
 
