@@ -276,7 +276,7 @@ class Bad(GPT2Block):
     "twice_the_work": (
         "flops",
         r"training FLOPs per token are \S+ by the formula, \S+ as counted",
-        block("out = out + 0.1 * self.mlp(self.ln_2(self.mlp(self.ln_2(out))))"),
+        block("out = out + 0.1 * (self.ln_2(out) @ self.mlp.c_fc.weight @ self.mlp.c_proj.weight)"),
     ),
     "reads_a_file": (
         "export",

@@ -46,7 +46,7 @@ def test_every_variant_keeps_it_asked_thoroughly(variant, promise):
     assert not faults(ask(Subject(VARIANTS[variant]), [PROMISES[promise]]))
 
 
-@pytest.mark.parametrize("name", ["idea", *variant_examples.NAMES])
+@pytest.mark.parametrize("name", ["idea", "second_stream"])  # the others among the slow ones, in full
 def test_the_pages_examples_keep_the_quick_promises(name, tmp_path):
     subject = Subject(find(str(variant_examples.write(tmp_path, name))), quick=True)
     wanted = "no-leak-by-gradient padding-unseen cache generation parameters-learn saved-whole checkpointing".split()

@@ -138,7 +138,7 @@ def test_an_option_wins_over_the_json_and_an_explicit_json_over_the_preset(ask, 
         (("--learning_rate", "-1"), "--learning_rate -1: at least 0 is needed"),
         (("--learning_rate", "nan"), "--learning_rate nan"),
         (("--warmup_ratio", "2"), "--warmup_ratio 2: at most 1 is allowed"),
-        (("--size", "huge"), "--size huge: not known; one of nano, gpt2,"),
+        (("--size", "huge"), "--size huge: not known; one of pico, nano, micro, mini, gpt2,"),
         (
             ("--model_args", "layers=3"),
             "--model_args layers: duo_predict has no such config field; it has vocab_size, ",

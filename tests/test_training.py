@@ -75,6 +75,7 @@ def reference_losses(run, steps: int) -> list[float]:
     return losses
 
 
+EACH_FAMILY = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 NO_DROPOUT = ("resid_pdrop=0", "embd_pdrop=0", "attn_pdrop=0")
 
 
@@ -167,7 +168,9 @@ def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
     assert any(not torch.equal(w, w.bfloat16().float()) for w in exported.values())
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize(
+    "variant", [v if v in EACH_FAMILY else pytest.param(v, marks=pytest.mark.slow) for v in sorted(VARIANTS)]
+)
 def test_the_export_loads_without_the_package(variant, tiny_run, tmp_path):
     """In a clean process that cannot see gpt2_variants: same logits, cached generation, tokenizer with its mask token.
 
@@ -255,7 +258,7 @@ def test_every_variants_checkpoint_exports_without_the_cache(variant, tiny_run, 
     }
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_checkpoint_of_two_ranks_exports_as_the_run_did(stage, tiny_run, ds_json, tmp_path):
     options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(stage)), "--max_steps", "3"]
     command = ["--variant", "duo_predict", *options, "--output_dir", str(tmp_path / "run")]
@@ -357,7 +360,10 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tiny_run, ds_js
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("stages", [(1, 1, 1), (1, 2, 1), (3, 3, 3)])
+@pytest.mark.parametrize(
+    "stages",
+    [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 2, 1), pytest.param((3, 3, 3), marks=pytest.mark.slow)],
+)
 def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp_path, monkeypatch):
     """1 -> 2 -> 1 ranks, in the middle of an epoch, also from one ZeRO stage to another: float32, the curve of 1 rank.
 

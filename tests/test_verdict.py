@@ -199,8 +199,8 @@ def test_for_each_axis_the_runs_are_taken_whose_schedule_ended_there(tmp_path, t
     groups = groups_of(*base, *whole, *half)
     assert [group.label for group in groups] == [
         "gpt2",
-        "duo_predict, total_steps=20, warmup_steps=2",
-        "duo_predict, total_steps=10, warmup_steps=1",
+        "duo_predict, total_steps=20",
+        "duo_predict, total_steps=10",
     ]
     assert [group.name for group in groups] == ["gpt2", "duo_predict", "duo_predict"]
     (v,) = report.judge(groups)
@@ -218,7 +218,7 @@ def test_for_each_axis_the_runs_are_taken_whose_schedule_ended_there(tmp_path, t
     assert cut.at_flops.estimate.mean == pytest.approx(5.0 - 4.0)
     assert any("cut in mid-schedule" in note and "compare --equal flops" in note for note in cut.notes)
     text = text_of([*base, *whole, *half])
-    assert "At equal cost (2e6 training FLOPs), by duo_predict, total_steps=10, warmup_steps=1, better" in text
+    assert "At equal cost (2e6 training FLOPs), by duo_predict, total_steps=10, better" in text
     assert row(text, "Against the baseline", "duo_predict | gpt2 | FLOPs")[3:5] == ["2e6", "3 pairs"]
 
 

@@ -105,6 +105,7 @@ def test_a_run_of_two_ranks_is_logged_once_as_metrics_jsonl_has_it(tiny_run, tmp
     assert listed.stdout.split("\n")[0] == str(file.parent)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
     options = ["--variant", "gpt2", *tiny_run, "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
     for more in (["--max_steps", "2"], ["--max_steps", "3", "--resume_from_checkpoint", "auto"]):
