@@ -164,7 +164,7 @@ def test_the_command_is_a_command():
 
 
 def test_the_version_stands_in_one_place(monkeypatch):
-    """In `gpt2_variants/__init__.py`, which setup.py reads; beside it in the changelog's headings and in results only."""
+    """In `gpt2_variants/__init__.py`, which setup.py reads; beside it in the changelog and in results only."""
     (line,) = (PACKAGE / "__init__.py").read_text().split("__version__ = ")[1:]
     version = line.split('"')[1]
     given = {}
