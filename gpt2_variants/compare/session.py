@@ -1,6 +1,5 @@
 """The order of an experiment: check all, say what it takes, tune, train, report. It can be gone on with at any time."""
 
-import functools
 import json
 import math
 import sys
@@ -32,26 +31,24 @@ class Session:
         rates: the learning rates tried so far.
         choices: what they came to.
         failures: what did not finish, a line each.
+        plans: the plans made so far, by what decides them.
     """
 
     experiment: Experiment
     rates: list[float] = field(default_factory=list)
     choices: dict[Unit, Choice] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-
-    @functools.cached_property
-    def _plans(self) -> dict[tuple, Plan]:
-        return {}
+    plans: dict[tuple, Plan] = field(default_factory=dict)
 
     def plan(self, trial: Trial) -> Plan:
         """The plan of `trial`, but for its seed. Raises `UsageError` with its faults."""
         key = (trial.entry, trial.size, trial.rate, trial.steps)
-        if key not in self._plans:
+        if key not in self.plans:
             words = self.experiment.options(trial)
             at = words.index("--resume_from_checkpoint")  # the plan of a new run, in a folder that is not there
             words = [*words[: at - 1], str(self.experiment.output_dir / "new" / trial.folder), *words[at + 2 :]]
-            _, self._plans[key] = prepare(parse(words))
-        return self._plans[key]
+            _, self.plans[key] = prepare(parse(words))
+        return self.plans[key]
 
     def with_length(self, trial: Trial) -> Trial:
         """`trial` with as many steps as its size and what it is to be equal in ask for."""
