@@ -11,6 +11,7 @@ from transformers import GPT2Config
 from transformers.cache_utils import Cache
 
 from .duo_attention import duo_attention
+from .loss_head import IGNORE_INDEX
 from .variant_attention import VariantAttention
 
 
@@ -48,6 +49,21 @@ def infill_mask(
         keys = torch.cat([sequences, sequences[:, :-1]], dim=1)
         mask = mask & (sequences[:, :-1, None] == keys[:, None, :]).unsqueeze(1)
     return mask
+
+
+def has_neighbour(
+    labels: torch.Tensor, attention_mask: torch.Tensor | None, sequences: torch.Tensor | None
+) -> torch.Tensor:
+    """Return bool (B, S-1): token k+1 is none of the padding, and belongs to the sequence of token k.
+
+    Without a mask padding on the right shows in the labels (B, S): nothing is to be predicted from there on.
+    """
+    if attention_mask is not None:
+        has = attention_mask[:, 1:].bool()
+    else:
+        predicted = (labels[:, 1:] != IGNORE_INDEX).long()
+        has = predicted.flip(1).cumsum(1).flip(1) > 0
+    return has if sequences is None else has & (sequences[:, 1:] == sequences[:, :-1])
 
 
 class DuoPredictAttention(VariantAttention):

@@ -26,7 +26,7 @@ from transformers.generation.utils import GenerateOutput
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 
-from .duo_predict_attention import DuoPredictAttention, infill_mask
+from .duo_predict_attention import DuoPredictAttention, has_neighbour, infill_mask
 from .duo_predict_attention import infill_visibility as infill_visibility  # part of the variant, told here too
 from .loss_head import IGNORE_INDEX, score_logits, score_targets
 from .modeling_base import (
@@ -254,10 +254,10 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
         `shift_labels` are for the token stream alone.
         """
         streams = super().streams_of(outputs, labels, attention_mask, shift_labels)
-        if not isinstance(outputs, StreamsOutput) or outputs.infill_hidden_state is None:
-            return streams
-        has_neighbour = _has_neighbour(labels, attention_mask, outputs.sequences)
-        streams["infill"] = (outputs.infill_hidden_state, labels[:, :-1].masked_fill(~has_neighbour, IGNORE_INDEX))
+        slots = outputs.get("infill_hidden_state")
+        if slots is not None:
+            can_be_told = has_neighbour(labels, attention_mask, outputs.sequences)
+            streams["infill"] = (slots, labels[:, :-1].masked_fill(~can_be_told, IGNORE_INDEX))
         return streams
 
     def weights_of(
@@ -281,9 +281,9 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
                 name: torch.zeros_like(outputs.sequences).scatter_add(1, sequence[name], part.long())
                 for name, part in valid.items()
             }
-        labels, slots = count["next_token"], count["infill"]
-        share = labels.to(dtype) / (labels + (slots if weight == 1 else weight * slots)).clamp(min=1)
-        counts = {"next_token": share, "infill": share if weight == 1 else weight * share}
+        labels, slots = count["next_token"].to(dtype), count["infill"].to(dtype)
+        share = labels / (labels + weight * slots).clamp(min=1)
+        counts = {"next_token": share, "infill": weight * share}
         if outputs.sequences is None:
             return {name: counts[name].expand(part.shape) for name, part in valid.items()}
         return {name: counts[name].gather(1, sequence[name]) for name in valid}
@@ -346,21 +346,6 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
             infill_loss=means["infill"],
             **beside_hidden_state(outputs),
         )
-
-
-def _has_neighbour(
-    labels: torch.Tensor, attention_mask: torch.Tensor | None, sequences: torch.Tensor | None
-) -> torch.Tensor:
-    """Return bool (B, S-1): token k+1 is none of the padding, and belongs to the sequence of token k.
-
-    Without a mask padding on the right shows in the labels (B, S): nothing is to be predicted from there on.
-    """
-    if attention_mask is not None:
-        has = attention_mask[:, 1:].bool()
-    else:
-        predicted = (labels[:, 1:] != IGNORE_INDEX).long()
-        has = predicted.flip(1).cumsum(1).flip(1) > 0
-    return has if sequences is None else has & (sequences[:, 1:] == sequences[:, :-1])
 
 
 DuoPredictGPT2ForSequenceClassification, DuoPredictGPT2ForTokenClassification, DuoPredictGPT2ForQuestionAnswering = (
