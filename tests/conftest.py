@@ -27,6 +27,8 @@ register()  # tests load exports by the Auto classes; test_registration.py has p
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+# One of each family in every run, with all that it can have; all of them in the slow tests.
+FAMILIES = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 
 
 def tiny(variant: str, seed: int = 0, attn_implementation: str = "sdpa", **fields):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import variant_examples
 from bad_variants import BAD
-from conftest import ROOT
+from conftest import FAMILIES, ROOT
 
 from gpt2_variants import VARIANTS
 from gpt2_variants.contract import BROKEN, PROMISES, Subject, ask, keeps_all, listed
@@ -24,10 +24,6 @@ QUICK = [name for name in PROMISES if name not in LONG]
 
 def faults(answers) -> str:
     return "\n".join(listed(answer) for answer in answers if answer.state == BROKEN)
-
-
-# One of each family in every run, with all that it can have; all of them in the slow tests.
-FAMILIES = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 
 
 def test_no_family_is_left_out():

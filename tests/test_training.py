@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, finish, free_port, launch, metrics, train, zero
+from conftest import FAMILIES, ROOT, finish, free_port, launch, metrics, train, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS
@@ -75,7 +75,6 @@ def reference_losses(run, steps: int) -> list[float]:
     return losses
 
 
-EACH_FAMILY = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 NO_DROPOUT = ("resid_pdrop=0", "embd_pdrop=0", "attn_pdrop=0")
 
 
@@ -169,7 +168,7 @@ def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", [v if v in EACH_FAMILY else pytest.param(v, marks=pytest.mark.slow) for v in sorted(VARIANTS)]
+    "variant", [v if v in FAMILIES else pytest.param(v, marks=pytest.mark.slow) for v in sorted(VARIANTS)]
 )
 def test_the_export_loads_without_the_package(variant, tiny_run, tmp_path):
     """In a clean process that cannot see gpt2_variants: same logits, cached generation, tokenizer with its mask token.

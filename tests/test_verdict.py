@@ -45,7 +45,7 @@ def test_runs_that_end_together_are_read_at_their_ends(tmp_path):
 def test_before_a_runs_first_evaluation_nothing_is_compared(tmp_path):
     v = judged(make_run(tmp_path / "a", losses={10: 5.0}), make_run(tmp_path / "b", variant="drift", losses={20: 4.0}))
     assert v.at_tokens is None
-    assert "they have no evaluation in common" in " ".join(report.verdict_text([v], [v.baseline, v.group]))
+    assert "they have no evaluation in common" in " ".join(map(str, report.verdict_said([v], [v.baseline, v.group])))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_other_tokens_or_text_are_not_compared(tmp_path):
         v = judged(base, make_run(tmp_path / f"b{n}", "drift", **facts))
         assert v.not_comparable, facts
         assert v.at_tokens is v.at_flops is None
-        assert "their perplexities are not comparable" in report.verdict_text([v], [v.baseline, v.group])[0]
+        assert "their perplexities are not comparable" in str(report.verdict_said([v], [v.baseline, v.group])[0])
 
 
 def test_another_block_size_is_compared_and_said(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..config.command_line import make_parser
 from ..config.presets import PRESETS
 from ..faults import UsageError
 from ..ranks import has_cuda
@@ -82,7 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is missing of the experiment, and write its report."""
-    faults = _faults_of_training(arguments.rest)
+    training, _ = make_parser().parse_known_args(arguments.rest)  # what is not known is told where runs are planned
+    faults = [
+        f"--{name}: not an option of compare; give {instead}"
+        for name, instead in SET_HERE.items()
+        if getattr(training, name) is not None
+    ]
     positive = (int, lambda v: v >= 1, "1 or more is needed")
     numbers = {name: number(arguments, name, *positive, faults) for name in ("seeds", "tuning_seeds")}
     numbers["seed"] = number(arguments, "seed", int, lambda v: v >= 0, "0 or more is needed", faults)
@@ -96,11 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
         budget = number(arguments, "tokens_per_parameter", float, lambda v: 0 < v < math.inf, allowed, faults)
     task = _task(arguments.task, faults)
     places = _places(arguments, faults)
-    if rates and any(word.split("=")[0] == "--learning_rate" for word in arguments.rest):
+    if rates and training.learning_rate is not None:
         faults.append("--learning_rate: leave it out, or --learning_rates")
-    if budget and (twice := {"--max_steps", "--num_train_epochs"} & {w.split("=")[0] for w in arguments.rest}):
-        faults.append(f"{', '.join(sorted(twice))}: leave it out, or --tokens_per_parameter")
-    if len(arguments.sizes) > 1 and not rates and "--learning_rate" not in {w.split("=")[0] for w in arguments.rest}:
+    twice = [f"--{name}" for name in ("max_steps", "num_train_epochs") if getattr(training, name) is not None]
+    if budget and twice:
+        faults.append(f"{', '.join(twice)}: leave it out, or --tokens_per_parameter")
+    if len(arguments.sizes) > 1 and not rates and training.learning_rate is None:
         faults.append(
             "--sizes: of several, say the rates: --learning_rates to choose each variant's, or --learning_rate"
         )
@@ -127,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         equal=tuple(axis for axis in AXES if axis in ("tokens", *arguments.equal)),
         tokens_per_parameter=budget,
         model_args=tuple(_fields(arguments)),
-        train_options=tuple(_with_defaults(arguments.rest, entries)),
+        train_options=(*arguments.rest, *_defaults(training, entries)),
         output_dir=arguments.output_dir,
         jobs=places[0],
         gpus_per_run=places[1],
@@ -135,11 +142,6 @@ def run(arguments: argparse.Namespace) -> int:
         command=shlex.join(["python", "-m", "gpt2_variants", *arguments.words]),
     )
     return compare(experiment, arguments.dry_run)
-
-
-def _faults_of_training(words: list[str]) -> list[str]:
-    names = [word.lstrip("-").split("=", 1)[0] for word in words if word.startswith("--")]
-    return [f"--{name}: not an option of compare; give {SET_HERE[name]}" for name in names if name in SET_HERE]
 
 
 def _faults_of_variants(entries: list[Any]) -> list[str]:
@@ -214,30 +216,18 @@ def _fields(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.model_args, *chosen]
 
 
-def _with_defaults(words: list[str], entries: list[Any]) -> list[str]:
-    """The options of training, with what an experiment has by default; what is chosen is said."""
-    given = {word.split("=")[0] for word in words}
-    chosen = []
-    if "--preset" not in given:
-        chosen += ["--preset", "seed" if has_cuda() else "demo"]
-    if "--report_to" not in given:
-        chosen += ["--report_to", "none"]
-    if "--save_total_limit" not in given:
-        chosen += ["--save_total_limit", "1"]
+def _defaults(training: argparse.Namespace, entries: list[Any]) -> list[str]:
+    """What an experiment sets of the options of training that were not given; it is said."""
+    preset = training.preset or ("seed" if has_cuda() else "demo")
+    defaults = {"preset": preset, "report_to": "none", "save_total_limit": "1"}
     sizes = {entry.spec.block_size for entry in entries}
-    if "--block_size" not in given and len(sizes) > 1 and not _block_size_is_preset([*words, *chosen]):
-        chosen += ["--block_size", str(min(sizes))]
+    if len(sizes) > 1 and "block_size" not in PRESETS.get(preset, {}):
+        defaults["block_size"] = str(min(sizes))
+    missing = [(name, value) for name, value in defaults.items() if getattr(training, name) is None]
+    chosen = [word for name, value in missing for word in (f"--{name}", value)]
     if chosen:
         print(f"compare sets {' '.join(chosen)} for all runs", file=sys.stderr)
-    return [*words, *chosen]
-
-
-def _block_size_is_preset(words: list[str]) -> bool:
-    preset = ""
-    for before, word in zip(["", *words], words, strict=False):
-        if before == "--preset" or word.startswith("--preset="):
-            preset = word.removeprefix("--preset=")
-    return "block_size" in PRESETS.get(preset, {})
+    return chosen
 
 
 COMMAND = Command(

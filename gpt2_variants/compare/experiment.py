@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..registry import SIZES, Variant
+from ..report.groups import BASELINE
 from ..variant_code import find
 
-BASELINE = "gpt2"
 FAR_FROM_THE_SEEDS = 1000  # from a reported seed to the tuning seed of its number
 
 
@@ -47,6 +47,9 @@ class Entry:
         return self.variant == BASELINE and not self.fields
 
 
+Unit = tuple[str | None, Entry]  # a size, and what is trained at it
+
+
 @dataclass(frozen=True)
 class Trial:
     """A run of the experiment.
@@ -66,6 +69,11 @@ class Trial:
     rate: float | None = None
     steps: int | None = None
     purpose: str = "tokens"
+
+    @property
+    def unit(self) -> Unit:
+        """What is trained, at which size."""
+        return self.size, self.entry
 
     @property
     def folder(self) -> Path:
@@ -124,20 +132,20 @@ class Experiment:
         return self.entries[0]
 
     @property
-    def units(self) -> list[tuple[str | None, Entry]]:
+    def units(self) -> list[Unit]:
         """Each entry at each size, in the order in which they are run."""
         return [(size, entry) for size in self.sizes for entry in self.entries]
 
-    def is_mine(self, size: str | None, entry: Entry) -> bool:
+    def is_mine(self, unit: Unit) -> bool:
         """Whether this process runs the entry at that size; all runs of it, since its rate is chosen among them."""
         number, count = self.task
-        return self.units.index((size, entry)) % count == number
+        return self.units.index(unit) % count == number
 
-    def options(self, trial: Trial) -> list[str]:
-        """The options of training that make `trial`."""
+    def options(self, trial: Trial, folder: Path) -> list[str]:
+        """The options of training that make `trial` in `folder`."""
         fields = [*self.model_args, *trial.entry.fields]
         words = ["--variant", trial.entry.variant, *self.train_options, "--seed", str(trial.seed)]
-        words += ["--output_dir", str(self.output_dir / trial.folder), "--resume_from_checkpoint", "auto"]
+        words += ["--output_dir", str(folder)]
         words += ["--size", trial.size] if trial.size else []
         words += ["--learning_rate", f"{trial.rate!r}"] if trial.rate is not None else []
         words += ["--max_steps", str(trial.steps)] if trial.steps is not None else []
@@ -150,7 +158,7 @@ class Experiment:
                 for rate in rates:
                     yield from (Trial(entry, size, seed, rate, purpose="tuning") for entry in self.entries)
 
-    def results(self, rates: dict[tuple[str | None, Entry], float | None], purpose: str = "tokens") -> Iterator[Trial]:
+    def results(self, rates: dict[Unit, float | None], purpose: str = "tokens") -> Iterator[Trial]:
         """The runs that are reported, at the chosen `rates`; seed by seed, so that what time does, it does to all."""
         for size in self.sizes:
             for seed in self.seeds:

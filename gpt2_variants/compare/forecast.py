@@ -13,7 +13,6 @@ from .experiment import Experiment, Trial
 from .runner import Runner
 
 STEPS = 8  # of the run that is measured
-CHECKPOINTS = 1  # kept of each run
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def measure(experiment: Experiment, trial: Trial) -> Measured:
     experiment.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".measured-", dir=experiment.output_dir) as place:
         folder = Path(place) / "run"
-        words = [*experiment.options(trial), "--output_dir", str(folder), "--max_steps", str(STEPS)]
+        words = [*experiment.options(trial, folder), "--max_steps", str(STEPS)]
         words += ["--logging_steps", "1", "--no-load_best_model_at_end"]
         ((_, ended),) = Runner(1, experiment.gpus_per_run).run([(folder, words)])
         if ended.code:

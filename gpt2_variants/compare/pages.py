@@ -9,10 +9,10 @@ from .. import drawing
 from ..report import Section, write
 from ..report.runs import SavedRun
 from ..report.tables import Table
-from .experiment import Entry, Experiment, Trial
+from .experiment import Entry, Experiment, Trial, Unit
 from .ladder import Point, PowerLaw, multiplier
-from .state import finished_run
-from .tuning import Choice, Unit
+from .state import FINISHED, finished_run, state
+from .tuning import Choice
 
 
 def write_report(experiment: Experiment, choices: Mapping[Unit, Choice]) -> None:
@@ -37,7 +37,7 @@ def result_folders(experiment: Experiment) -> list[Path]:
         for seed in experiment.seeds
     )
     folders = (experiment.output_dir / trial.folder for trial in trials)
-    return [folder for folder in folders if finished_run(folder) is not None]
+    return [folder for folder in folders if state(folder) == FINISHED]
 
 
 def _about(experiment: Experiment, choices: Mapping[Unit, Choice]) -> list[tuple[str, str]]:

@@ -2,9 +2,10 @@
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config.command_line import parse
 from ..config.plan import Plan
@@ -14,10 +15,10 @@ from ..folders import write_aside
 from ..report.statistics import need_scipy
 from ..training.session import prepare
 from . import forecast
-from .experiment import Experiment, Trial
+from .experiment import Experiment, Trial, Unit
 from .runner import Runner, Stopped
 from .state import DIVERGED, OPEN, differences, finished_run, state
-from .tuning import Choice, Unit, choose, extended
+from .tuning import Choice, choose, extended
 
 CLOSE = 0.005  # two lengths of training that differ by less are the same
 
@@ -44,10 +45,8 @@ class Session:
         """The plan of `trial`, but for its seed. Raises `UsageError` with its faults."""
         key = (trial.entry, trial.size, trial.rate, trial.steps)
         if key not in self.plans:
-            words = self.experiment.options(trial)
-            at = words.index("--resume_from_checkpoint")  # the plan of a new run, in a folder that is not there
-            words = [*words[: at - 1], str(self.experiment.output_dir / "new" / trial.folder), *words[at + 2 :]]
-            _, self.plans[key] = prepare(parse(words))
+            new = self.experiment.output_dir / "new" / trial.folder  # is never made: a plan is that of a new run
+            _, self.plans[key] = prepare(parse(self.experiment.options(trial, new)))
         return self.plans[key]
 
     def with_length(self, trial: Trial) -> Trial:
@@ -58,32 +57,23 @@ class Session:
             plan = self.plan(base)
             tokens = experiment.tokens_per_parameter * plan.num_parameters
             steps = max(1, round(tokens / (plan.train_batch_size * plan.block_size)))
-        trial = Trial(trial.entry, trial.size, trial.seed, trial.rate, steps, trial.purpose)
+        trial = replace(trial, steps=steps)
         if trial.purpose in ("tuning", "tokens") or trial.entry.is_baseline:
             return trial
-        theirs, ours = self.plan(Trial(base.entry, base.size, base.seed, base.rate, steps)), self.plan(trial)
+        theirs, ours = self.plan(replace(base, steps=steps)), self.plan(trial)
         ratio = theirs.flops_per_token / ours.flops_per_token
         if trial.purpose == "time":
             ratio = self._speed(trial) / self._speed(base)
-        fair = max(1, round(theirs.total_steps * ratio))
-        return Trial(trial.entry, trial.size, trial.seed, trial.rate, fair, trial.purpose)
+        return replace(trial, steps=max(1, round(theirs.total_steps * ratio)))
 
     def _speed(self, trial: Trial) -> float:
         """Tokens per second over the finished runs at equal tokens. Raises `UsageError` where there is none."""
-        runs = [finished_run(self.experiment.output_dir / self._of_seed(trial, seed).folder) for seed in self.seeds]
-        speeds = sorted(run.tokens_per_second for run in runs if run is not None and run.tokens_per_second)
+        trials = [replace(trial, seed=seed, purpose="tokens") for seed in self.experiment.seeds]
+        runs = [finished_run(self.experiment.output_dir / trial.folder) for trial in trials]
+        speeds = [run.tokens_per_second for run in runs if run is not None and run.tokens_per_second]
         if not speeds:
             raise UsageError([f"--equal time: no run of {trial.entry.label} at equal tokens is finished to go by"])
-        return speeds[len(speeds) // 2]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those that are reported."""
-        return self.experiment.seeds
-
-    @staticmethod
-    def _of_seed(trial: Trial, seed: int) -> Trial:
-        return Trial(trial.entry, trial.size, seed, trial.rate)
+        return statistics.median_high(speeds)
 
     def tuning(self) -> list[Trial]:
         """The runs that try the rates there are."""
@@ -100,7 +90,7 @@ class Session:
         return [t for t in trials if not t.entry.is_baseline and not self._as_long(t, self.plan(t).total_steps)]
 
     def _as_long(self, trial: Trial, steps: int) -> bool:
-        at_tokens = self.with_length(Trial(trial.entry, trial.size, trial.seed, trial.rate))
+        at_tokens = self.with_length(replace(trial, steps=None, purpose="tokens"))
         return math.isclose(steps, self.plan(at_tokens).total_steps, rel_tol=CLOSE)
 
     def check(self, trials: Iterable[Trial]) -> None:
@@ -120,14 +110,16 @@ class Session:
     def train(self, trials: Sequence[Trial], what: str) -> None:
         """Train what of `trials` is this process's and not finished. Raises `Stopped` after a signal."""
         experiment = self.experiment
-        mine = [t for t in trials if experiment.is_mine(t.size, t.entry)]
+        mine = [t for t in trials if experiment.is_mine(t.unit)]
         left = [t for t in mine if state(experiment.output_dir / t.folder) == OPEN]
         if left:
             say(f"{what}: {len(left)} runs, {len(mine) - len(left)} are there already")
         runner = Runner(experiment.jobs, experiment.gpus_per_run)
-        work = [(experiment.output_dir / t.folder, experiment.options(t)) for t in left]
+        folders = [experiment.output_dir / t.folder for t in left]
+        again = ("--resume_from_checkpoint", "auto")  # what was interrupted goes on
+        work = [(place, [*experiment.options(t, place), *again]) for t, place in zip(left, folders, strict=True)]
         for done, (index, ended) in enumerate(runner.run(work), start=1):
-            folder = work[index][0]
+            folder = folders[index]
             run = finished_run(folder)
             loss = "-" if run is None else f"loss {run.final.get('eval_loss', math.nan):.4f}"
             if run is None:
@@ -139,7 +131,7 @@ class Session:
 
     def choose_rates(self) -> None:
         """Choose each entry's rate; try one more step of the grid, for all, where some entry's best is at its edge."""
-        mine = [unit for unit in self.experiment.units if self.experiment.is_mine(*unit)]
+        mine = [unit for unit in self.experiment.units if self.experiment.is_mine(unit)]
         self.choices = {unit: choose(self.experiment, unit, self.rates) for unit in mine}
         if more := extended(self.rates, list(self.choices.values())):
             say(f"a best rate lies at the edge of the grid: {', '.join(f'{rate:g}' for rate in more)} for every entry")
@@ -156,7 +148,7 @@ class Session:
 
 def experiment_base(experiment: Experiment, trial: Trial) -> Trial:
     """The baseline's run that `trial` is to be equal to, at equal tokens."""
-    return Trial(experiment.baseline, trial.size, trial.seed, trial.rate)
+    return replace(trial, entry=experiment.baseline, steps=None, purpose="tokens")
 
 
 def compare(experiment: Experiment, dry_run: bool = False) -> int:
@@ -171,9 +163,9 @@ def compare(experiment: Experiment, dry_run: bool = False) -> int:
     need_matplotlib()
     need_scipy()
     session = Session(experiment, sorted(experiment.rates))
-    tuning = session.tuning() if experiment.rates else []
-    results = session.results("tokens") if not experiment.rates else _results_to_come(session)
-    session.check([*tuning, *results] if not experiment.rates else tuning)
+    tuning = session.tuning()
+    results = _results_to_come(session) if experiment.rates else session.results("tokens")
+    session.check(tuning or results)  # where rates are tuned, the results are checked when theirs are chosen
     left = [t for t in [*tuning, *results] if state(experiment.output_dir / t.folder) == OPEN]
     if left:
         measured = forecast.measure(experiment, experiment_base(experiment, left[0]))
@@ -205,7 +197,7 @@ def _run(session: Session, tuning: Sequence[Trial]) -> None:
         session.choose_rates()
     for purpose in experiment.equal:
         trials = session.results(purpose)
-        session.check(t for t in trials if experiment.is_mine(t.size, t.entry))
+        session.check(t for t in trials if experiment.is_mine(t.unit))
         session.train(trials, "runs" if purpose == "tokens" else f"runs to equal {purpose}")
 
 

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .experiment import Entry, Experiment
+from .experiment import Experiment, Trial, Unit
 from .state import finished_run
-
-Unit = tuple[str | None, Entry]  # a size, and what is trained at it
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,12 @@ class Choice:
 
 def choose(experiment: Experiment, unit: Unit, rates: Sequence[float]) -> Choice:
     """Read the tuning runs of an entry at a size, at each of `rates`."""
+    size, entry = unit
     losses = {}
     for rate in rates:
-        found = []
-        for trial in experiment.tuning([rate]):
-            if (trial.size, trial.entry) == unit:
-                run = finished_run(experiment.output_dir / trial.folder)
-                found.append(math.inf if run is None else run.final.get("eval_loss", math.inf))
-        losses[rate] = fmean(found)
+        trials = [Trial(entry, size, seed, rate, purpose="tuning") for seed in experiment.tuning_seeds]
+        runs = [finished_run(experiment.output_dir / trial.folder) for trial in trials]
+        losses[rate] = fmean(math.inf if run is None else run.final.get("eval_loss", math.inf) for run in runs)
     return Choice(losses)
 
 

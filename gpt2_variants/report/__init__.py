@@ -10,7 +10,7 @@ from .page import write
 from .runs import AXES, read_run
 from .sections import Figure, Section
 from .tables import Table
-from .verdict import verdict_text
+from .verdict import verdict_said
 
 __all__ = [
     "AXES",
@@ -24,6 +24,6 @@ __all__ = [
     "sample",
     "show",
     "summary",
-    "verdict_text",
+    "verdict_said",
     "write",
 ]

@@ -1,6 +1,5 @@
 """The tables of a report, for its page and as Markdown."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,18 +27,6 @@ class Table:
         rows = [self.head, rules, *([plain(cell).replace("|", "\\|") for cell in row] for row in self.rows)]
         text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"## {plain(self.title)}\n\n{text}\n" + (f"\n{plain(self.legend)}\n" if self.legend else "")
-
-    def html(self) -> str:
-        """In a box of its own that scrolls where the page is narrow."""
-
-        def row(cells: Sequence[str], tag: str) -> str:
-            pairs = zip(self.align, cells, strict=True)
-            return "<tr>" + "".join(f'<{tag} class="{side}">{html.escape(cell)}</{tag}>' for side, cell in pairs)
-
-        body = "".join(row(cells, "td") for cells in self.rows)
-        legend = f"<p>{html.escape(self.legend)}</p>" if self.legend else ""
-        scrolled = f'<div class="wide" tabindex="0"><table>{row(self.head, "th")}{body}</table></div>'
-        return f"<section><h2>{html.escape(self.title)}</h2>{scrolled}{legend}</section>"
 
 
 def plain(text: str) -> str:

@@ -31,13 +31,8 @@ class Said:
         return " ".join([self.text or self.short, *self.notes])
 
 
-def verdict_text(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[str]:
-    """Paragraphs: whether each group is better than the baseline, and what to mind in comparing them."""
-    return [str(said) for said in verdict_said(verdicts, groups)]
-
-
 def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[Said]:
-    """As `verdict_text`, with a sentence for each, and the notes apart."""
+    """Whether each group is better than the baseline, and what to mind in comparing them."""
     lines = []
     if not any(group.is_baseline and group.finished for group in groups):
         lines.append(Said("No finished run of gpt2, the baseline, is among these: add one to compare with."))
