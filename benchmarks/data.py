@@ -30,8 +30,6 @@ from gpt2_variants.data import Data, GlobalBatchSampler, check_source, data_load
 from preparing import MB
 from results_page import Column, Table
 
-GOAL_STEP_SECONDS, GOAL_TOKENS = 0.273, 65_536  # a step of the recipe on an H100 at 240,000 tokens/s
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -155,24 +153,20 @@ def measure_loader(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 def shares(loader: dict[str, Any], throughput: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What part of a step the loader would take, for the goal's step and for gpt2's of `throughput.json`.
+    """What part of a step of gpt2's, as `throughput.json` has it, the loader would take; nothing where there is none.
 
     The loader's time is taken by the token: a step may have another number of them.
     """
-    steps = [("the goal on an H100: 240,000 tokens/s", GOAL_TOKENS, GOAL_STEP_SECONDS)]
-    for row in (throughput or {"tables": {"Variants": []}})["tables"]["Variants"]:
-        if row["case"] == "gpt2":
-            what = f"gpt2 of size {row['size']} on this device, by throughput.json"
-            steps.append((what, row["tokens_per_step"], row["seconds_per_step"]))
     return [
         {
-            "step": what,
-            "tokens_per_step": tokens,
-            "step_seconds": seconds,
-            "loader_seconds": tokens / loader["tokens_per_second"],
-            "share": tokens / loader["tokens_per_second"] / seconds,
+            "step": f"gpt2 of size {row['size']} on this device, by throughput.json",
+            "tokens_per_step": row["tokens_per_step"],
+            "step_seconds": row["seconds_per_step"],
+            "loader_seconds": row["tokens_per_step"] / loader["tokens_per_second"],
+            "share": row["tokens_per_step"] / loader["tokens_per_second"] / row["seconds_per_step"],
         }
-        for what, tokens, seconds in steps
+        for row in (throughput or {"tables": {"Variants": []}})["tables"]["Variants"]
+        if row["case"] == "gpt2"
     ]
 
 
@@ -208,8 +202,7 @@ def tables(
                 Column("share", "share %", ".3f", 100),
             ),
             parts,
-            "The loader's time for the step's tokens, measured on this machine's CPU, over the step's. A GPU's host "
-            "may be faster or slower than this one.",
+            "The loader's time for the step's tokens over the step's.",
         ),
         Table(
             "Tokenising",
@@ -251,7 +244,7 @@ def tables(
             "imports are counted. Medians over the rounds; ratios are of the same round.",
         ),
     ]
-    return page if by_size else page[:-1]
+    return [table for table in page if table.rows]
 
 
 def notes(plan: Plan, size: int, data: Data) -> list[str]:

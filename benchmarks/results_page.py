@@ -80,16 +80,6 @@ class Table:
         return f"## {self.title}\n\n{text}\n" + (f"\n{self.legend}\n" if self.legend else "")
 
 
-def goal(what: str, needed: str, value: float, met: bool, form: str = ".3f") -> dict[str, Any]:
-    """A row of `goals_table`: `value`, shown by the format `form`, against what is `needed`."""
-    return {"goal": what, "needed": needed, "measured": format(value, form), "met": "yes" if met else "no"}
-
-
-def goals_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The table "Goals" of rows by `goal`."""
-    return Table("Goals", [Column(key, key) for key in ("goal", "needed", "measured", "met")], rows)
-
-
 def facts() -> dict[str, Any]:
     """What figures depend on and a reader has to know: commit, device, versions, threads, date and command.
 
