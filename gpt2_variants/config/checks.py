@@ -74,6 +74,8 @@ def _compiler_faults() -> list[str]:
 
 def _installation_faults(run: Options) -> list[str]:
     lines = [fault] if (fault := nodes.fault()) else []
+    if find_spec("deepspeed") is None and not run.dry_run:
+        lines.append("deepspeed is not installed, and training runs on it; pip install deepspeed")
     for name in run.report_to:
         # one question to the network, not one of each GPU
         if fault := TRACKERS[name].fault() if main_rank() else TRACKERS[name].missing():

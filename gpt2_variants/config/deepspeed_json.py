@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,7 +280,12 @@ def _resolve_zero(options: "Options", config: dict) -> None:
 
 
 def _engine_faults(config: dict, told: str) -> list[str]:
-    """What DeepSpeed's own config classes would refuse in a resolved `config`, or not use."""
+    """What DeepSpeed's own config classes would refuse in a resolved `config`, or not use.
+
+    Nothing where DeepSpeed is not installed: training is refused for that, and a plan without it is a plan.
+    """
+    if find_spec("deepspeed") is None:
+        return []
     use_accelerator()
     import torch
     from deepspeed.runtime.config import DeepSpeedConfig
