@@ -1,5 +1,6 @@
 """What the throughput benchmark measures: a case for each variant, and those of the references."""
 
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,33 +26,71 @@ class Plan:
 
 
 def make_case(run: Options, dtype: str | None) -> Case:
-    """The variant of `run` as it is trained, in `dtype`; None: in what the DeepSpeed JSON says."""
+    """The variant of `run` as it is trained, in `dtype`; None: in what the DeepSpeed JSON says.
+
+    Where DeepSpeed is not installed, the plain loop stands for its engine.
+    """
     vocabulary = NANO_VOCABULARY if run.size == "nano" else GPT2_VOCABULARY
     case = Case(run.spec.name, run, vocabulary, dtype or "bfloat16", what=run.spec.summary)
+    if not has_deepspeed():
+        case = replace(case, loop="plain")
     stated = resolve_ds_config(run, world_size(), run.max_steps or 1).get("bf16", {}).get("enabled")
     return case if dtype or stated else replace(case, dtype="float32")
 
 
-def references(case: Case) -> list[Case]:
-    """What `--compare` sets a variant's case against."""
-    plain = replace(case, name=f"{case.name}, plain loop", loop="plain", reference=case.name)
-    plain = replace(plain, what="the same model, the same arithmetic, without DeepSpeed")
+def has_deepspeed() -> bool:
+    """Whether DeepSpeed is installed."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
+def references(case: Case, fitting: int | None = None) -> list[Case]:
+    """What `--compare` sets a variant's case against; in each the model or the loop alone differs from its reference.
+
+    Args:
+        fitting: sequences of a step that stock GPT-2 has memory for where its logits are kept whole; None: those of
+            `case`. Where they are fewer, ours is measured with as many too, as the reference.
+    """
+    plain = case
+    found = []
+    if case.loop == "deepspeed":
+        plain = replace(case, name=f"{case.name}, plain loop", loop="plain", reference=case.name)
+        plain = replace(plain, what="the same model, the same arithmetic, without DeepSpeed")
+        found.append(plain)
     if case.name == "duo_predict":
         dense = replace(plain, name="duo_predict, dense mask", model="dense_duo_predict", reference=plain.name)
-        return [plain, replace(dense, what="plain loop; t_1 m_1 t_2 ... interleaved, a dense (2S-1)^2 mask in SDPA")]
+        return [*found, replace(dense, what="plain loop; t_1 m_1 t_2 ... interleaved, a dense (2S-1)^2 mask in SDPA")]
     if case.name != "gpt2":
-        return []
-    stock = replace(plain, model="stock")
-    eager, compiled = replace(case.run, compile=False), replace(case.run, compile=True)
-    return [
+        return found
+    compiled = replace(
         plain,
-        replace(stock, name="stock", run=eager, what="GPT2LMHeadModel given labels, plain loop, not compiled"),
-        replace(stock, name="stock, compiled", run=compiled, what="the same, compiled as a whole"),
+        name="stock, compiled",
+        model="stock",
+        run=replace(case.run, compile=True),
+        reference=plain.name,
+        what="GPT2LMHeadModel given labels, plain loop, compiled as a whole",
+    )
+    found.append(compiled)
+    ours, aside = plain, ""
+    sequences = case.run.per_device_train_batch_size
+    if fitting is not None and sequences is not None and fitting < sequences:
+        fewer = replace(case.run, per_device_train_batch_size=fitting)
+        aside = f"; {fitting} sequences, for all its logits have no room with {sequences}"
+        ours = replace(
+            plain,
+            name=f"{plain.name}, {fitting} sequences",
+            run=fewer,
+            what=f"what the two below are set against, with {fitting} sequences too",
+            reference=case.name,
+        )
+        found.append(ours)
+    stock = replace(ours, model="stock", run=replace(ours.run, compile=False), reference=ours.name)
+    return [
+        *found,
+        replace(stock, name="stock", what=f"GPT2LMHeadModel given labels, plain loop, not compiled{aside}"),
         replace(
             stock,
             name="as published",
             model="published",
-            run=eager,
-            what="stock with eager attention and gradient checkpointing; float32 weights, bf16 autocast",
+            what=f"stock with eager attention and gradient checkpointing; float32 weights, bf16 autocast{aside}",
         ),
     ]

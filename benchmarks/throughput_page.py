@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from gpt2_variants.config.deepspeed_json import ds_config_path
-from results_page import Column, Table, goal, goals_table
-from throughput_cases import Plan
+from results_page import Column, Table
+from throughput_cases import Plan, has_deepspeed
 
 GIB = 1024**3
-SPEED_GOAL, RELATIVE_GOAL, MEMORY_GOAL, DEEPSPEED_GOAL = 240_000, 0.95, 72, {"cuda": 1.03, "cpu": 1.05}
-DEEPSPEED_GOAL_SECONDS = 0.5  # on a CPU it counts for steps from here on
 
 SHARED_COLUMNS = (
     Column("batch", "batch"),
@@ -30,7 +28,7 @@ SHARED_COLUMNS = (
 )
 
 
-def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> list[Table]:
+def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """The tables of the page."""
     measured = [row for row in rows if row["failure"] is None]
     memory = (
@@ -51,11 +49,11 @@ def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> l
         Table(
             "Variants",
             (Column("case", "variant"), *SHARED_COLUMNS, *relative("gpt2")),
-            [row for row in measured if is_variant(row)],
+            [row for row in measured if row["is_variant"]],
             legend,
         )
     ]
-    if compared := [row for row in measured if not is_variant(row)]:
+    if compared := [row for row in measured if not row["is_variant"]]:
         found.append(
             Table(
                 "References",
@@ -69,40 +67,8 @@ def tables(rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> l
                 compared,
             )
         )
-    if goals:
-        found.append(goals_table(goals))
     if failed := [row for row in rows if row["failure"] is not None]:
         found.append(Table("Not measured", (Column("case", "case"), Column("failure", "why")), failed))
-    return found
-
-
-def is_variant(row: dict[str, Any]) -> bool:
-    """Whether the row is a variant as it is trained, and no reference."""
-    return row["loop"] == "deepspeed"
-
-
-def goals(rows: Sequence[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
-    """The project's goals that these figures can judge."""
-    by_name = {row["case"]: row for row in rows if row["failure"] is None}
-    found = []
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (plain := by_name.get("gpt2, plain loop")) and plain["relative_speed"] is not None:
-        limit, cost = DEEPSPEED_GOAL[device], plain["relative_speed"]
-        if device == "cuda" or plain["seconds_per_step"] >= DEEPSPEED_GOAL_SECONDS:
-            found.append(goal("DeepSpeed's step over the plain loop's", f"<= {limit}", cost, cost <= limit))
-    if (stock := by_name.get("stock")) and stock["relative_speed"] is not None:
-        ours = stock["relative_speed"]
-        found.append(goal("gpt2's step over the stock loop's, not compiled", "<= 1", ours, ours <= 1))
-    if preset == "seed" and device == "cuda" and "gpt2" in by_name:
-        speed = by_name["gpt2"]["tokens_per_second"]
-        found.append(goal("gpt2, tokens/s on one H100", f">= {SPEED_GOAL:,}", speed, speed >= SPEED_GOAL, ",.0f"))
-        for row in filter(is_variant, by_name.values()):
-            peak, relative = row["peak_memory_bytes"] / GIB, row["relative_speed"]
-            found.append(goal(f"{row['case']}, peak GiB", f"< {MEMORY_GOAL}", peak, peak < MEMORY_GOAL, ".1f"))
-            if relative is not None:
-                what = f"{row['case']}, positions/s over gpt2's"
-                found.append(goal(what, f">= {RELATIVE_GOAL}", relative, relative >= RELATIVE_GOAL))
     return found
 
 
@@ -119,8 +85,8 @@ def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"Preset {plan.preset}, size {run.size}{f' ({arguments})' if arguments else ''}, vocabulary "
         f"{first.vocabulary:,} and what the variant adds, {first.dtype}, attention {run.attn_implementation}, "
         f"gradient checkpointing {'on' if run.gradient_checkpointing else 'off'}, blocks "
-        f"{'compiled' if first.plan.compile else 'not compiled'}, DeepSpeed config {ds_config_path(run).name}. "
-        "Random tokens.",
+        f"{'compiled' if first.plan.compile else 'not compiled'}, DeepSpeed config {ds_config_path(run).name}"
+        f"{'' if has_deepspeed() else ', by a plain loop, as DeepSpeed is not installed'}. Random tokens.",
         f"Each case in a process of its own; {plan.warmup_steps} steps of warm-up, then {plan.rounds} rounds of "
         f"{plan.steps} timed steps: {in_turn}. Relative speeds are the median, the least and the "
         "most over the rounds.",
@@ -140,7 +106,7 @@ def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     shown = [row for row in reversed(rows) if row["failure"] is None]
     names = [row["case"] for row in shown]
-    colors = ["#1f4e79" if is_variant(row) else "#8aa9c9" for row in shown]
+    colors = ["#1f4e79" if row["is_variant"] else "#8aa9c9" for row in shown]
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 1 + 0.3 * len(shown)), layout="constrained", sharey=True)
     left.barh(names, [row["positions_per_second"] for row in shown], color=colors)
     left.set(xlabel="positions a second", title="speed")

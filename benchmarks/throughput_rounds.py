@@ -45,6 +45,7 @@ class Measured:
         case, run, facts = self.case, self.case.run, self.facts
         row = {
             "case": case.name,
+            "is_variant": case.is_variant,
             "what": case.what,
             "variant": run.variant,
             "loop": case.loop,
@@ -105,7 +106,7 @@ def _side_by_side(plan: Plan, results: dict[str, Measured], caches: Path) -> Non
             own, stays = results[case.name], any(later.reference == case.name for later in plan.cases[number:])
             with _noted(own), contextlib.ExitStack() as until_measured:
                 stack = until_all_are_measured if stays else until_measured
-                timed = stack.enter_context(_worker(plan, own, caches))
+                timed = stack.enter_context(warmed_up(plan, own, caches))
                 other = references.get(case.reference)
                 for index in range(plan.rounds):
                     if other is None:
@@ -134,7 +135,7 @@ def _in_turn(plan: Plan, results: dict[str, Measured], caches: Path) -> None:
         for case in plan.cases:
             own, reference = results[case.name], results.get(case.reference)
             if own.failure is None:
-                with _noted(own), _worker(plan, own, caches) as timed:
+                with _noted(own), warmed_up(plan, own, caches) as timed:
                     timed()
                     if reference is not None and reference.failure is None:
                         own.relative.append(_relative(own, reference))
@@ -154,7 +155,7 @@ def _noted(own: Measured) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _worker(plan: Plan, own: Measured, caches: Path) -> Iterator[Callable[[], None]]:
+def warmed_up(plan: Plan, own: Measured, caches: Path) -> Iterator[Callable[[], None]]:
     """A process for the case, warmed up. What is given takes a round of timed steps."""
     worker = Worker(own.case, caches / re.sub(r"\W+", "-", own.case.name))
     try:

@@ -56,6 +56,11 @@ class Case:
     reference: str | None = None
     what: str = ""
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is a variant as it is trained, and no reference."""
+        return self.name == self.run.spec.name
+
     @functools.cached_property
     def plan(self) -> Plan:
         """What the run is, in `dtype`."""
@@ -231,6 +236,7 @@ def make_model(case: Case, device) -> tuple[torch.nn.Module, bool]:
     published, halved = case.model == "published", case.dtype == "bfloat16"
     torch.manual_seed(plan.seed)
     model = classes[case.model]._from_config(plan.model_config(), attn_implementation=attention)
+    model.loss_type = "ForCausalLM"  # unset, transformers warns of it within the forward pass, where it splits a graph
     model.to(device, torch.bfloat16 if halved and not published else torch.float32).train()
     if plan.gradient_checkpointing or published:
         recompute_blocks(model)
