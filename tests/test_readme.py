@@ -15,7 +15,7 @@ from gpt2_variants.config.command_line import make_parser
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data)\.py"
+BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data|on_gpu)\.py"
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 COMMANDS = [line.split(" #")[0].strip() for line in LINES]
 RUNNABLE = [line.split(" #")[0].strip() for line in LINES if "# needs " not in line]

@@ -1,0 +1,218 @@
+"""Training as it is, at full size: cases and their references, all variants, a profile, how many blocks are compiled
+together; and decoding.
+
+A case and a round is an item, so that a break costs little. Relative speeds are of the same round.
+"""
+
+import functools
+import inspect
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+import decode
+import throughput
+import throughput_page
+from gpt2_variants.models.modeling_base import VariantLMHeadModel
+from gpt2_variants.registry import VARIANTS
+from gpu_items import Day, Item, Row, Scale
+from results_page import Column, Table
+from throughput_cases import Plan
+from throughput_rounds import Measured, warmed_up
+from training_case import Case, Trainer
+
+PROFILED = ("gpt2", "duo_predict")
+KERNELS = 40  # rows of a profile; what is left is added up
+# where compiled code stays between the rounds of a case
+CACHES = Path(tempfile.gettempdir()) / "gpt2-variants-on-gpu"
+
+
+@functools.cache
+def plan_of(scale: Scale, variants: tuple[str, ...], compare: bool, rounds: int) -> Plan:
+    """What throughput.py would measure of these variants."""
+    options = [*scale.training, "--rounds", str(rounds), "--variants", *variants]
+    return throughput.parse(options + ["--compare"] * compare)
+
+
+def references_plan(day: Day) -> Plan:
+    """gpt2 and duo_predict, with their references."""
+    return plan_of(day.scale, PROFILED, True, day.scale.rounds)
+
+
+def variants_plan(day: Day) -> Plan:
+    """All variants."""
+    return plan_of(day.scale, tuple(VARIANTS), False, 1)
+
+
+def item_name(case: Case, number: int) -> str:
+    """The item of a case's round."""
+    return f"{case.name}, round {number + 1}"
+
+
+def one_round(make_plan: Callable[[Day], Plan], name: str, number: int, day: Day) -> list[Row]:
+    """A round of a case, in a process of its own: its facts, and the seconds of its steps."""
+    plan = make_plan(day)
+    own = Measured(next(case for case in plan.cases if case.name == name))
+    CACHES.mkdir(exist_ok=True)
+    if number == 0:  # the first step is to show what compiling costs
+        shutil.rmtree(CACHES / re.sub(r"\W+", "-", name), ignore_errors=True)
+    with warmed_up(plan, own, CACHES) as timed:
+        timed()
+    return [{"case": name, "round": number, "facts": own.facts, "seconds": own.seconds[0]}]
+
+
+def round_items(make_plan: Callable[[Day], Plan], day: Day) -> list[Item]:
+    """An item for each round and case, round by round."""
+    plan = make_plan(day)
+    return [
+        # the first round compiles
+        Item(
+            item_name(case, number),
+            functools.partial(one_round, make_plan, case.name, number),
+            45 if number else 90,
+            400,
+        )
+        for number in range(plan.rounds)
+        for case in plan.cases
+    ]
+
+
+def throughput_rows(plan: Plan, rows: dict[str, list[Row]]) -> list[Row]:
+    """The rows of throughput.py's tables, of the rounds that there are so far."""
+    rounds: dict[str, dict[int, Row]] = {}
+    for row in (row for own in rows.values() for row in own):
+        rounds.setdefault(row["case"], {})[row["round"]] = row
+    speeds = {
+        name: {i: row["facts"]["positions_per_step"] / statistics.median(row["seconds"]) for i, row in own.items()}
+        for name, own in rounds.items()
+    }
+    found = []
+    for case in plan.cases:
+        if case.name not in rounds:
+            continue
+        own, against = rounds[case.name], speeds.get(case.reference or "", {})
+        measured = Measured(case, seconds=[own[number]["seconds"] for number in sorted(own)])
+        for number in sorted(own, reverse=True):  # the facts of the first, the memory of the last
+            measured.facts = {**measured.facts, **own[number]["facts"]}
+        measured.relative = [speeds[case.name][i] / against[i] for i in sorted(own.keys() & against.keys())]
+        found.append(measured.row())
+    return found
+
+
+def throughput_tables(make_plan: Callable[[Day], Plan], day: Day, rows: dict[str, list[Row]]) -> list[Table]:
+    """The tables of throughput.py's page."""
+    return throughput_page.tables(throughput_rows(make_plan(day), rows))
+
+
+def profile(variant: str, day: Day) -> list[Row]:
+    """A step by kernels: how often each is run and how long it takes, the longest first.
+
+    `share` is of all kernels' time; the first row has the step by the clock as well, of a step without the profiler.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+
+    case = next(case for case in references_plan(day).cases if case.name == variant)
+    on_cuda = day.device.type == "cuda"
+    trainer = Trainer(case)
+    trainer.seconds(4)
+    step = statistics.median(trainer.seconds(3))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with torch.profiler.profile(activities=activities) as found:
+        trainer.seconds(1)
+    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    time_of = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    events = [event for event in found.key_averages() if event.device_type == wanted]
+    kernels = sorted(((e.key, e.count, getattr(e, time_of) / 1e6) for e in events), key=lambda k: -k[2])
+    kernels = [kernel for kernel in kernels if kernel[2] > 0]
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernels")
+    total = sum(seconds for *_, seconds in kernels)
+    first = {"what": variant, "kernel": "all", "calls": sum(k[1] for k in kernels), "seconds": total, "share": 1.0}
+    rows = [first | {"step_seconds": step}]
+    rest = kernels[KERNELS:]
+    shown = kernels[:KERNELS]
+    if rest:
+        shown.append((f"{len(rest)} others", sum(k[1] for k in rest), sum(k[2] for k in rest)))
+    rows += [
+        {"what": variant, "kernel": name[:120], "calls": calls, "seconds": seconds, "share": seconds / total}
+        for name, calls, seconds in shown
+    ]
+    return rows
+
+
+def takes_groups() -> bool:
+    """Whether models can compile several blocks together."""
+    return "group" in inspect.signature(VariantLMHeadModel.compile_parts).parameters
+
+
+def compiled_in_groups(variant: str, group: int, day: Day) -> list[Row]:
+    """A step with so many blocks compiled together, and the first one, with the compilation."""
+    plan = plan_of(day.scale, (variant,), False, 1)
+    case = replace(plan.cases[0], run=replace(plan.cases[0].run, compile=True))
+    grouped = functools.partialmethod(VariantLMHeadModel.compile_parts, group=group)
+    torch._dynamo.reset()
+    with mock.patch.object(VariantLMHeadModel, "compile_parts", grouped), tempfile.TemporaryDirectory() as caches:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor", "TRITON_CACHE_DIR": f"{caches}/triton"}
+        with mock.patch.dict("os.environ", environment):
+            trainer = Trainer(case)
+            first = trainer.seconds(1)[0]
+            if plan.warmup_steps > 1:
+                trainer.seconds(plan.warmup_steps - 1)
+            seconds = statistics.median(trainer.seconds(plan.steps))
+    return [
+        {
+            "what": variant,
+            "group": group,
+            "first_step_seconds": first,
+            "seconds": seconds,
+            "tokens_per_second": trainer.facts["tokens_per_step"] / seconds,
+            **trainer.memory(),
+        }
+    ]
+
+
+def decoding(variant: str, day: Day) -> list[Row]:
+    """The variant's rows of decode.py, and gpt2's of the same rounds."""
+    return decode.measure(decode_plan(day, [variant]))
+
+
+def decode_plan(day: Day, variants: Sequence[str]) -> decode.Plan:
+    """What decode.py would measure."""
+    return decode.parse([*day.scale.decoding, "--variants", *variants])
+
+
+def decode_rows(rows: dict[str, list[Row]]) -> list[Row]:
+    """The rows of decode.py's table: each variant's own, gpt2's of its own item, by batch size."""
+    found = [row for name, own in rows.items() for row in own if row["case"] == name]
+    return sorted(found, key=lambda row: row["batch"])
+
+
+def decode_tables(rows: dict[str, list[Row]]) -> list[Table]:
+    """The tables of decode.py's page."""
+    return decode.tables(decode_rows(rows))
+
+
+PROFILE_COLUMNS = (
+    Column("what", "variant"),
+    Column("kernel", "kernel"),
+    Column("calls", "calls", ",.0f"),
+    Column("seconds", "ms", ",.2f", 1000),
+    Column("share", "%", ".1f", 100),
+    Column("step_seconds", "ms of the step by the clock", ",.2f", 1000),
+)
+GROUP_COLUMNS = (
+    Column("what", "variant"),
+    Column("group", "blocks compiled together"),
+    Column("first_step_seconds", "first step s", ".1f"),
+    Column("seconds", "ms a step", ",.1f", 1000),
+    Column("tokens_per_second", "tokens/s", ",.0f"),
+    Column("peak_memory_bytes", "peak GiB", ".2f", 1 / 1024**3),
+)
