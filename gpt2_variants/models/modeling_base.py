@@ -4,7 +4,6 @@ Shape legend: B batch, S tokens, N predictions, H heads, D head size, E = H * D,
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,14 @@ from transformers.cache_utils import Cache
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 from transformers.utils.generic import can_return_tuple
 
 from .loss_head import IGNORE_INDEX, LMHead, TokenScores, score_targets, summed_loss
 from .precision import float32_or_better
 from .streams import Stream, check_declared
 from .variant_attention import VariantAttention  # noqa: F401  # the variants import it from here
-from .variant_model import ScaledInit, VariantModel
-
-# What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
-CACHE_NAME = "cache" if "cache" in inspect.signature(GPT2Model.forward).parameters else "past_key_values"
+from .variant_model import CACHE_NAME, ScaledInit, VariantModel
 
 
 @dataclass

@@ -13,14 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GPT2Config
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.gpt2.modeling_gpt2 import GPT2PreTrainedModel
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
-from .modeling_base import CACHE_NAME, VariantLMHeadModel, VariantModel
+from .modeling_base import VariantLMHeadModel, VariantModel
 from .task_heads import task_heads
 
 METHODS = ("mean", "add", "concat")
@@ -95,69 +91,7 @@ class ParallelGPT2Model(VariantModel):
         total = left + right
         return total / 2 if self.config.bottleneck_method == "mean" else total
 
-    # GPT2Model's own forward runs the blocks one after the other, and cannot be told otherwise.
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """As `GPT2Model.forward`; `past_key_values` is the older name of `cache`.
-
-        Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or an odd number of blocks.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-            given_shape = input_ids.shape
-            inputs_embeds = self.wte(input_ids.view(-1, given_shape[-1]))
-        else:
-            given_shape = inputs_embeds.shape[:-1]
-        cache = past_key_values if cache is None else cache
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        if use_cache and self.config.add_cross_attention and not isinstance(cache, EncoderDecoderCache):
-            cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
-        if position_ids is None:
-            first = 0 if cache is None else cache.get_seq_length()
-            position_ids = (torch.arange(given_shape[-1], device=inputs_embeds.device) + first).unsqueeze(0)
-        hidden = inputs_embeds + self.wpe(position_ids)
-        if attention_mask is not None and attention_mask.ndim < 4:
-            attention_mask = attention_mask.view(len(inputs_embeds), -1)
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
-        if encoder_hidden_states is not None:
-            encoder_attention_mask = create_bidirectional_mask(
-                self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
-            )
-        if token_type_ids is not None:
-            hidden = hidden + self.wte(token_type_ids.view(-1, given_shape[-1]))
-        hidden = self.run_pairs(
-            self.drop(hidden),
-            cache if not (self.gradient_checkpointing and self.training) else None,
-            mask,
-            encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            use_cache=use_cache,
-            position_ids=position_ids,
-            **kwargs,
-        )
-        kept: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
-        return BaseModelOutputWithPastAndCrossAttentions(self.ln_f(hidden).view(*given_shape, -1), **kept)
-
-    def run_pairs(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def run_blocks(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(B, S, E) -> (B, S, E): the pairs one after the other, with a block's arguments.
 
         Raises:
