@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GPT2Config
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -14,6 +15,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2Model, GPT2Pre
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .activation import TrainedNewGELU
 from .variant_attention import VariantAttention
 
 # What GPT-2's `forward` calls the cache: transformers 5.24 renamed `past_key_values`. Here both names are taken.
@@ -80,6 +82,9 @@ class VariantModel(ScaledInit, GPT2Model):
             block.attn = self.attention_class(config, layer_idx=layer_idx)
         if self.mlp_class is not None:
             block.mlp = self.mlp_class(config.n_inner if config.n_inner is not None else 4 * config.n_embd, config)
+        mlp = getattr(block, "mlp", None)  # a block of the variant's own may have none
+        if type(getattr(mlp, "act", None)) is NewGELUActivation:
+            mlp.act = TrainedNewGELU()
         if self.norm_class is not None:
             for name in ("ln_1", "ln_2"):
                 if hasattr(block, name):  # a block of the variant's own may have one norm
@@ -102,11 +107,13 @@ class VariantModel(ScaledInit, GPT2Model):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """As `GPT2Model.forward`; `past_key_values` is the older name of `cache`.
+        """As `GPT2Model.forward`, with `run_blocks`; `past_key_values` is the older name of `cache`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`.
         """
+        for asked in ("output_attentions", "output_hidden_states"):  # `capture_outputs` sees to them
+            kwargs.pop(asked, None)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
