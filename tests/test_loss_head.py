@@ -50,6 +50,22 @@ def test_sum_and_gradients_equal_the_plain_head(way, chunk):
             torch.testing.assert_close(g.double(), 2 * w / 50, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_inductor_is_given_is_the_same_to_the_bit(dtype, weighted):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    logits, targets = (3 * torch.randn(40, 301)).to(dtype), torch.randint(301, (40,))
+    targets[::7] = IGNORE_INDEX
+    logits[:, -5:] = -torch.inf  # padding
+    weights = torch.rand(40) if weighted else None
+    as_inductor = torch.compile(loss_head.logits_to_grad, backend="eager", fullgraph=True)
+    found, wanted = as_inductor(logits.clone(), targets, weights), loss_head.logits_to_grad(logits, targets, weights)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
 def test_bf16_adds_up_in_float32(monkeypatch):
     """Hundreds of chunks: a sum in bf16 would stand still at 256 times an addend."""
     monkeypatch.setitem(loss_head.CHUNK_ROWS, "cpu", 2)

@@ -168,6 +168,8 @@ def logits_to_grad(
     gradient in the dtype of `logits`, which may be overwritten: with log_softmax and its exponential instead, a CPU
     takes a third longer (benchmarks/NOTES.md). Where nothing is predicted all of it is 0.
     """
+    if torch.compiler.is_compiling():
+        return _fused_logits_to_grad(logits, targets, weights)
     x = float32_or_better(logits)
     predicted = valid = (targets != IGNORE_INDEX).unsqueeze(1)
     if weights is not None:
@@ -181,6 +183,26 @@ def logits_to_grad(
     grad.mul_(valid / normaliser)
     grad.scatter_add_(1, index, -valid.to(grad.dtype))
     return loss, grad.to(logits.dtype), (nll * predicted).squeeze(1)
+
+
+def _fused_logits_to_grad(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `logits_to_grad`, for inductor: it reads the logits twice and writes the gradient once.
+
+    The target's entry is told by comparing indices. A scatter would need the whole gradient in float32 first.
+    """
+    x = float32_or_better(logits)
+    is_target = torch.arange(x.shape[-1], device=x.device) == targets.unsqueeze(1)
+    top = x.amax(-1, keepdim=True)
+    normaliser = (x - top).exp().sum(-1, keepdim=True)
+    of_target = torch.where(is_target, x, 0).sum(-1, keepdim=True)
+    predicted = counted = (targets != IGNORE_INDEX).unsqueeze(1).to(x.dtype)
+    if weights is not None:
+        counted = counted * weights.unsqueeze(1).to(x.dtype)
+    nll = normaliser.log() + top - of_target
+    grad = (x - top).exp() * (counted / normaliser) - torch.where(is_target, counted, 0)
+    return (nll * counted).sum(), grad.to(logits.dtype), (nll * predicted).squeeze(1)
 
 
 def padding_of(weight: torch.Tensor) -> int:

@@ -24,6 +24,8 @@ from .streams import Stream, check_declared
 from .variant_attention import VariantAttention  # noqa: F401  # the variants import it from here
 from .variant_model import CACHE_NAME, ScaledInit, VariantModel
 
+BLOCKS_TOGETHER = 4  # blocks in one compiled graph: more fuse little more, and take longer to compile
+
 
 @dataclass
 class VariantOutput(CausalLMOutputWithCrossAttentions):
@@ -81,6 +83,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     Weights, names, `generate()` and the results are those of `GPT2LMHeadModel`.
     """
 
+    transformer: VariantModel
     transformer_class: type[VariantModel] = VariantModel
     streams: tuple[Stream, ...] = ()  # what `streams_of` gives beside "next_token"
     head_class: type[nn.Linear] = LMHead  # of another class than LMHead, it is called for its logits
@@ -109,13 +112,15 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         """
         return {}
 
-    def compile_parts(self) -> None:
-        """`torch.compile` each block, which is one compilation for all alike, and the elementwise part of the loss.
+    def compile_parts(self, together: int = BLOCKS_TOGETHER) -> None:
+        """`torch.compile` the blocks, `together` at a time, and the elementwise part of the loss.
 
         Names of parameters and results stay as they are, but for rounding.
+
+        Raises:
+            ValueError: `together` is neither 1 nor an even number above.
         """
-        for block in self.transformer.h:
-            block.compile()
+        self.transformer.compile_blocks(together)
         if isinstance(self.lm_head, LMHead):
             self.lm_head.compile_loss()
 

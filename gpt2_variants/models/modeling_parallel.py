@@ -7,7 +7,7 @@ W [L; R] + c ("concat"), where `bottleneck`, a linear map from 2E to E, is one m
 Shape legend: B batch, S tokens, E channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,15 +91,14 @@ class ParallelGPT2Model(VariantModel):
         total = left + right
         return total / 2 if self.config.bottleneck_method == "mean" else total
 
-    def run_blocks(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, S, E) -> (B, S, E): the pairs one after the other, with a block's arguments.
+    def run_blocks(self, blocks: Sequence[nn.Module], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, S, E) -> (B, S, E): the pairs among `blocks` one after the other, with a block's arguments.
 
         Raises:
             ValueError: an odd number of blocks.
         """
-        if len(self.h) % 2:
+        if len(blocks) % 2:
             raise ValueError(f"{len(self.h)} blocks in h: they are taken in pairs; an even number is needed")
-        blocks = list(self.h)
         for left, right in zip(blocks[::2], blocks[1::2], strict=True):
             hidden = self.pair(hidden, left, right, self.merge, *args, **kwargs)
         return hidden

@@ -1,7 +1,7 @@
 """GPT-2's transformer of `transformers`, whose parts a variant replaces by classes of its own."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ class ScaledInit(GPT2PreTrainedModel):
             reset()
 
 
+class BlockGroup(nn.Module):
+    """Runs some blocks on end, so that they can be compiled together. It has no weights."""
+
+    def forward(self, run: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return what `run` does: `VariantModel.run_blocks`, with its arguments."""
+        return run(*args, **kwargs)
+
+
 class VariantModel(ScaledInit, GPT2Model):
     """`GPT2Model` with the parts replaced for which a class is given (None: GPT-2's own).
 
@@ -72,6 +80,8 @@ class VariantModel(ScaledInit, GPT2Model):
             if self.block_class is not None:
                 self.h[layer_idx] = self.block_class(config, layer_idx=layer_idx)
             self._replace_parts(self.h[layer_idx], layer_idx)
+        self.group = BlockGroup()
+        self.compiled_together = 0  # how many blocks `group` is compiled for; 0: it is not
         own = (self.block_class, self.attention_class, self.mlp_class, self.norm_class)
         if any(part is not None for part in (*own, self.position_class, self.embedding_class)):
             self.post_init()  # initialises what was replaced
@@ -82,7 +92,7 @@ class VariantModel(ScaledInit, GPT2Model):
             block.attn = self.attention_class(config, layer_idx=layer_idx)
         if self.mlp_class is not None:
             block.mlp = self.mlp_class(config.n_inner if config.n_inner is not None else 4 * config.n_embd, config)
-        mlp = getattr(block, "mlp", None)  # a block of the variant's own may have none
+        mlp: Any = getattr(block, "mlp", None)  # a block of the variant's own may have none
         if type(getattr(mlp, "act", None)) is NewGELUActivation:
             mlp.act = TrainedNewGELU()
         if self.norm_class is not None:
@@ -141,7 +151,7 @@ class VariantModel(ScaledInit, GPT2Model):
             )
         if token_type_ids is not None:
             hidden = hidden + self.wte(token_type_ids.view(-1, given_shape[-1]))
-        hidden = self.run_blocks(
+        hidden = self._run_in_groups(
             self.drop(hidden),
             cache if not (self.gradient_checkpointing and self.training) else None,
             mask,
@@ -154,8 +164,36 @@ class VariantModel(ScaledInit, GPT2Model):
         kept: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
         return BaseModelOutputWithPastAndCrossAttentions(self.ln_f(hidden).view(*given_shape, -1), **kept)
 
-    def run_blocks(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, S, E) -> (B, S, E): the blocks of `h` one after the other, with a block's arguments."""
-        for block in self.h:
+    def run_blocks(self, blocks: Sequence[nn.Module], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, S, E) -> (B, S, E): `blocks` one after the other, with a block's arguments.
+
+        Args:
+            blocks: of `h`: all of them, or an even number on end that begins at an even place.
+        """
+        for block in blocks:
             hidden = block(hidden, *args, **kwargs)
+        return hidden
+
+    def compile_blocks(self, together: int) -> None:
+        """`torch.compile` the blocks, `together` at a time: one compilation for all groups that are alike.
+
+        What stands between two blocks, a sum and a norm, then is fused as well. Under gradient checkpointing they are
+        compiled one by one, as each is a unit of what is computed again.
+
+        Raises:
+            ValueError: `together` is neither 1 nor an even number above.
+        """
+        if together < 1 or (together > 1 and together % 2):
+            raise ValueError(f"together={together}: 1 or an even number of blocks is allowed")
+        for block in self.h:
+            block.compile()
+        self.group.compile()
+        self.compiled_together = together
+
+    def _run_in_groups(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        blocks, size = list(self.h), self.compiled_together
+        if size < 2 or (self.gradient_checkpointing and self.training):
+            return self.run_blocks(blocks, hidden, *args, **kwargs)
+        for first in range(0, len(blocks), size):
+            hidden = self.group(self.run_blocks, blocks[first : first + size], hidden, *args, **kwargs)
         return hidden
