@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._utils import _unflatten_dense_tensors
 
@@ -44,8 +45,9 @@ class Float32Masters:
 
     def refresh(self) -> None:
         """Hand the masters to the modules. To be called by all ranks after whatever changes the parameters."""
-        for module, name, parameter in self._handed_back:
-            module.set_master(name, _master(self._engine, parameter))
+        masters = _masters(self._engine, [parameter for *_, parameter in self._handed_back])
+        for (module, name, _), master in zip(self._handed_back, masters, strict=True):
+            module.set_master(name, master)
 
 
 def float32_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
@@ -65,6 +67,24 @@ def _master(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
     if _has_zero_master(parameter):
         return safe_get_full_fp32_param(parameter)
     return _stage_0_master(engine, parameter)
+
+
+@torch.no_grad()
+def _masters(engine: Any, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """The float32 masters of `parameters`, whole: with ZeRO stages 1 and 2 by one all-reduce for all. A collective."""
+    if not all(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+        return [_master(engine, parameter) for parameter in parameters]
+    if not parameters:
+        return []
+    parts: list[Any] = list(parameters)  # with what DeepSpeed hung on them
+    whole = torch.zeros(sum(part.numel() for part in parts), device=engine.device)
+    masters = whole.split([part.numel() for part in parts])
+    for part, master in zip(parts, masters, strict=True):
+        if part._hp_mapping is not None:  # this rank holds some of it
+            held = part._hp_mapping.lp_fragment_address
+            master.narrow(0, held.start, held.numel).copy_(part._hp_mapping.get_hp_fragment())
+    dist.all_reduce(whole, group=parts[0]._dp_group)
+    return [master.view_as(part) for part, master in zip(parts, masters, strict=True)]
 
 
 def _set_master(engine: Any, parameter: nn.Parameter, value: torch.Tensor) -> None:
