@@ -54,7 +54,7 @@ class FlashDuoAttention(torch.autograd.Function):
         weights = (scores - lse.unsqueeze(-1)).exp() * factor
         for column, other in enumerate(others):
             out_slots = out_slots + weights[..., column, None] * value[:, :, other]
-        out = torch.cat([out_tokens, out_slots.to(query.dtype)], dim=2)
+        out = _cat_rows(out_tokens, out_slots.to(query.dtype))
 
         ctx.save_for_backward(query, key, value, out, lse_tokens, lse, factor, *random_tokens, *random_slots)
         ctx.num_tokens, ctx.others, ctx.dropout, ctx.scale = num_tokens, others, dropout, scale
@@ -73,24 +73,37 @@ class FlashDuoAttention(torch.autograd.Function):
 
         q, g, o = (x[:, :, num_tokens:] for x in (query, grad, out))
         delta = _dot(g, o)
-        grad_q_slots = torch.zeros_like(q, dtype=delta.dtype)
-        grad_k, grad_v = (F.pad(x.to(delta.dtype), (0, 0, 0, num_tokens - 1)) for x in (grad_k, grad_v))
-        if past:
-            # with the merged output and log-sum-exp: the gradients of the merged softmax
-            slots = (g[:, :, 1:], q[:, :, 1:], key[:, :, :past], value[:, :, :past], o[:, :, 1:])
-            grads = _flash_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
-            grad_q_slots[:, :, 1:] += grads[0]
-            grad_k[:, :, :past] += grads[1]
-            grad_v[:, :, :past] += grads[2]
+        of_slots = []  # gradients of q, and of the others' keys and values, a pair for each of the others
+        grad_q_slots = torch.zeros((), dtype=delta.dtype, device=q.device)
         for column, other in enumerate(ctx.others):
             k, v = key[:, :, other], value[:, :, other]
             probability, kept = (_dot(q, k) * ctx.scale - lse).exp(), factor[..., column]
             grad_score = (probability * (kept * _dot(g, v) - delta) * ctx.scale).unsqueeze(-1)
-            grad_q_slots += grad_score * k
-            grad_k[:, :, other] += grad_score * q
-            grad_v[:, :, other] += (probability * kept).unsqueeze(-1) * g
-        grad_q = torch.cat([grad_q, grad_q_slots.to(query.dtype)], dim=2)
-        return grad_q, grad_k.to(query.dtype), grad_v.to(query.dtype), None, None, None, None
+            grad_q_slots = grad_q_slots + grad_score * k
+            of_slots.append((grad_score * q, (probability * kept).unsqueeze(-1) * g))
+        if past:
+            # with the merged output and log-sum-exp: the gradients of the merged softmax
+            slots = (g[:, :, 1:], q[:, :, 1:], key[:, :, :past], value[:, :, :past], o[:, :, 1:])
+            of_past = _flash_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
+            grad_q_slots = grad_q_slots + _pad_rows(of_past[0], before=1)
+            grad_k, grad_v = (
+                x.to(delta.dtype) + _pad_rows(y, after=2) for x, y in zip((grad_k, grad_v), of_past[1:], strict=True)
+            )
+        for of_neighbour in of_slots[1:]:
+            grad_k, grad_v = (x + _pad_rows(y, before=1) for x, y in zip((grad_k, grad_v), of_neighbour, strict=True))
+        streams = [(grad_q, grad_q_slots), *zip((grad_k, grad_v), of_slots[0], strict=True)]
+        grads = [_cat_rows(*(x.to(query.dtype) for x in of_both)) for of_both in streams]
+        return *grads, None, None, None, None
+
+
+def _cat_rows(tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """(B, H, S, D), (B, H, S-1, D) -> (B, H, 2S-1, D), position by position in memory, as `c_proj` reads them."""
+    return torch.cat([tokens.transpose(1, 2), slots.transpose(1, 2)], dim=1).transpose(1, 2)
+
+
+def _pad_rows(x: torch.Tensor, before: int = 0, after: int = 0) -> torch.Tensor:
+    """`x` (B, H, K, D), in float32 or better, with rows of zeros."""
+    return F.pad(float32_or_better(x), (0, 0, before, after))
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
