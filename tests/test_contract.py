@@ -213,7 +213,9 @@ def test_compiled_blocks_have_no_graph_breaks_and_give_the_same_gradients(varian
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setattr(
-        torch, "compile", lambda f, **options: compile_function(f, **options, backend=backend, fullgraph=True)
+        torch,
+        "compile",
+        lambda f, options=None, **others: compile_function(f, **others, backend=backend, fullgraph=True),
     )
     torch._dynamo.reset()
     model, ids = tiny(variant, n_layer=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train(), random_ids(2, 24)

@@ -66,7 +66,7 @@ def compiled_alike(subject: Subject) -> str | None:
     wanted = _loss_and_gradients(model, ids)
     compile_function = torch.compile
     torch._dynamo.reset()
-    traced: Any = lambda f, **options: compile_function(f, **options, backend="aot_eager", fullgraph=True)
+    traced: Any = lambda f, options=None, **others: compile_function(f, **others, backend="aot_eager", fullgraph=True)
     torch.compile = traced
     try:
         model.compile_parts()
