@@ -1,12 +1,14 @@
 """Duo-predict's attention without the dense mask, against softmax over the dense mask."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2_variants.models.blockwise_duo_attention import blockwise_duo_attention
+from gpt2_variants.models.causal_kernels import has_causal_kernel
 from gpt2_variants.models.duo_attention import duo_attention
 from gpt2_variants.models.flash_duo_attention import FlashDuoAttention
 
@@ -210,12 +212,31 @@ def test_compiles_without_graph_breaks(dropout):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize(
+    ("capability", "head_size", "dtype", "fused"),
+    [
+        ((8, 0), 64, torch.bfloat16, True),
+        ((9, 0), 256, torch.float16, True),
+        ((7, 5), 64, torch.float16, False),
+        ((9, 0), 264, torch.bfloat16, False),
+        ((9, 0), 60, torch.bfloat16, False),
+        ((9, 0), 64, torch.float32, False),
+    ],
+)
+def test_on_cuda_blocks_take_what_no_kernel_does(capability, head_size, dtype, fused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=dtype, shape=(1, 2, 5, head_size))
+    assert has_causal_kernel(query, dropout=0.1) is fused
+
+
 def test_wrong_lengths_are_refused():
     q, k, v = inputs(4)
     with pytest.raises(ValueError, match="3 tokens and a length of 7"):
         duo_attention(q, k, v, 3, True)
     with pytest.raises(ValueError, match="1 tokens and a length of 1"):
         duo_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], 1, True)
+    with pytest.raises(ValueError, match="kernel='flesh': one of flash, cudnn is allowed"):
+        duo_attention(q, k, v, 4, True, kernel="flesh")
 
 
 @pytest.mark.parametrize("way", WAYS)

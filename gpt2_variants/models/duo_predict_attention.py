@@ -67,7 +67,13 @@ def has_neighbour(
 
 
 class DuoPredictAttention(VariantAttention):
-    """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`."""
+    """GPT-2's attention for the tokens, and for the mask slots attention by `infill_visibility`.
+
+    Attributes:
+        kernel: of `duo_attention`, for all layers.
+    """
+
+    kernel = "flash"
 
     def __init__(self, config: GPT2Config, layer_idx: int | None = None):
         super().__init__(config, layer_idx=layer_idx)
@@ -104,7 +110,7 @@ class DuoPredictAttention(VariantAttention):
             return super().attend(query, key, value, attention_mask, **kwargs)
         if infill_masks is None:
             dropout = self.attn_dropout.p if self.training else 0.0
-            mixed = duo_attention(query, key, value, num_tokens, self.neighbour, dropout, self.scaling)
+            mixed = duo_attention(query, key, value, num_tokens, self.neighbour, dropout, self.scaling, self.kernel)
             return mixed.transpose(1, 2), None
         q, k, v = (x[:, :, :num_tokens] for x in (query, key, value))
         if kwargs.get("position_ids") is not None:

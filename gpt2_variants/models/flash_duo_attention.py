@@ -1,4 +1,4 @@
-"""Duo-predict's attention over PyTorch's flash attention kernel, for bf16 and fp16 on CUDA, without dropout on CPUs.
+"""Duo-predict's attention over a fused causal attention kernel: bf16 and fp16 on CUDA, without dropout on CPUs.
 
 The kernel computes both causal pasts. A slot's other keys are merged through the log-sum-exp; backward, the kernel is
 given the merged output and log-sum-exp, and so differentiates the merged softmax.
@@ -6,18 +6,18 @@ given the merged output and log-sum-exp, and so differentiates the merged softma
 Shape legend: B batch, S tokens, H heads, D head size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .blockwise_duo_attention import extra_keys
+from .causal_kernels import causal_attention, causal_attention_backward
 from .precision import float32_or_better
 
 
 class FlashDuoAttention(torch.autograd.Function):
-    """Both pasts by a flash attention kernel, a slot's other keys merged with theirs through the log-sum-exp."""
+    """Both pasts by a causal attention kernel, a slot's other keys merged with theirs through the log-sum-exp."""
 
     @staticmethod
     def forward(
@@ -29,12 +29,14 @@ class FlashDuoAttention(torch.autograd.Function):
         neighbour: bool,
         dropout: float,
         scale: float,
+        kernel: str = "flash",
     ) -> torch.Tensor:
-        """As `duo_attention`."""
+        """As `duo_attention`; `kernel` is one of `causal_kernels.KERNELS`."""
         past = num_tokens - 2
+        options: dict[str, Any] = {"dropout": dropout, "scale": scale, "kernel": kernel}
         tokens = [x[:, :, :num_tokens] for x in (query, key, value)]
         slots = [query[:, :, num_tokens + 1 :], key[:, :, :past], value[:, :, :past]]
-        out_tokens, lse_tokens, *random_tokens = _flash(*tokens, dropout=dropout, scale=scale)
+        out_tokens, lse_tokens, *random_tokens = causal_attention(*tokens, **options)
 
         q = query[:, :, num_tokens:]
         others = [slice(first, first + num_tokens - 1) for first in extra_keys(num_tokens, neighbour)]
@@ -45,7 +47,7 @@ class FlashDuoAttention(torch.autograd.Function):
             factor = torch.ones_like(scores)
         lse = scores.logsumexp(-1)
         if past:
-            out_past, lse_past, *random_slots = _flash(*slots, dropout=dropout, scale=scale)
+            out_past, lse_past, *random_slots = causal_attention(*slots, **options)
             lse_past = F.pad(lse_past, (1, 0), value=-torch.inf)  # m_1 has no past
             lse = torch.logaddexp(lse, lse_past)
             out_slots = F.pad(out_past, (0, 0, 1, 0)) * (lse_past - lse).exp().unsqueeze(-1)
@@ -57,7 +59,7 @@ class FlashDuoAttention(torch.autograd.Function):
         out = _cat_rows(out_tokens, out_slots.to(query.dtype))
 
         ctx.save_for_backward(query, key, value, out, lse_tokens, lse, factor, *random_tokens, *random_slots)
-        ctx.num_tokens, ctx.others, ctx.dropout, ctx.scale = num_tokens, others, dropout, scale
+        ctx.num_tokens, ctx.others, ctx.options = num_tokens, others, options
         return out
 
     @staticmethod
@@ -68,8 +70,8 @@ class FlashDuoAttention(torch.autograd.Function):
         num_tokens, past = ctx.num_tokens, ctx.num_tokens - 2
         random_tokens, random_slots = random[: len(random) // 2], random[len(random) // 2 :]
         tokens = [x[:, :, :num_tokens] for x in (grad, query, key, value, out)]
-        options = {"dropout": ctx.dropout, "scale": ctx.scale}
-        grad_q, grad_k, grad_v = _flash_backward(*tokens, lse=lse_tokens, random=random_tokens, **options)
+        options, scale = ctx.options, ctx.options["scale"]
+        grad_q, grad_k, grad_v = causal_attention_backward(*tokens, lse=lse_tokens, random=random_tokens, **options)
 
         q, g, o = (x[:, :, num_tokens:] for x in (query, grad, out))
         delta = _dot(g, o)
@@ -77,14 +79,14 @@ class FlashDuoAttention(torch.autograd.Function):
         grad_q_slots = torch.zeros((), dtype=delta.dtype, device=q.device)
         for column, other in enumerate(ctx.others):
             k, v = key[:, :, other], value[:, :, other]
-            probability, kept = (_dot(q, k) * ctx.scale - lse).exp(), factor[..., column]
-            grad_score = (probability * (kept * _dot(g, v) - delta) * ctx.scale).unsqueeze(-1)
+            probability, kept = (_dot(q, k) * scale - lse).exp(), factor[..., column]
+            grad_score = (probability * (kept * _dot(g, v) - delta) * scale).unsqueeze(-1)
             grad_q_slots = grad_q_slots + grad_score * k
             of_slots.append((grad_score * q, (probability * kept).unsqueeze(-1) * g))
         if past:
             # with the merged output and log-sum-exp: the gradients of the merged softmax
             slots = (g[:, :, 1:], q[:, :, 1:], key[:, :, :past], value[:, :, :past], o[:, :, 1:])
-            of_past = _flash_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
+            of_past = causal_attention_backward(*slots, lse=lse[:, :, 1:].contiguous(), random=random_slots, **options)
             grad_q_slots = grad_q_slots + _pad_rows(of_past[0], before=1)
             grad_k, grad_v = (
                 x.to(delta.dtype) + _pad_rows(y, after=2) for x, y in zip((grad_k, grad_v), of_past[1:], strict=True)
@@ -93,7 +95,7 @@ class FlashDuoAttention(torch.autograd.Function):
             grad_k, grad_v = (x + _pad_rows(y, before=1) for x, y in zip((grad_k, grad_v), of_neighbour, strict=True))
         streams = [(grad_q, grad_q_slots), *zip((grad_k, grad_v), of_slots[0], strict=True)]
         grads = [_cat_rows(*(x.to(query.dtype) for x in of_both)) for of_both in streams]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def _cat_rows(tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -109,35 +111,3 @@ def _pad_rows(x: torch.Tensor, before: int = 0, after: int = 0) -> torch.Tensor:
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(..., D), (..., D) -> (...), in float32 or better."""
     return (float32_or_better(x) * y).sum(-1)
-
-
-def _flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float, scale: float
-) -> tuple[torch.Tensor, ...]:
-    """Causal attention: its output, its log-sum-exp (B, H, S), and on CUDA the state of its random numbers."""
-    if query.device.type != "cpu":
-        attention = torch.ops.aten._scaled_dot_product_flash_attention
-        out, lse, _, _, _, _, seed, offset, _ = attention(query, key, value, dropout, True, False, scale=scale)
-        return out, lse, seed, offset
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
-
-
-def _flash_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    lse: torch.Tensor,
-    random: Sequence[torch.Tensor],
-    dropout: float,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if query.device.type != "cpu":
-        backward, length = torch.ops.aten._scaled_dot_product_flash_attention_backward, query.shape[2]
-        return backward(
-            *(grad, query, key, value, out, lse, None, None, length, length, dropout, True, *random), scale=scale
-        )
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return backward(grad, query, key, value, out, lse, dropout, True, scale=scale)
