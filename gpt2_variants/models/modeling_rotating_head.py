@@ -151,8 +151,11 @@ def turn(tensors: tuple[torch.Tensor, ...], angles: torch.Tensor) -> tuple[torch
     """Each (B, H, S, D) with its pairs of channels turned by `angles` (H, S, D/2), in whose dtype it is computed."""
     cos, sin = angles.cos(), angles.sin()
     if torch.compiler.is_compiling():  # inductor fuses this, and nothing complex
-        pairs = ((x[..., ::2], x[..., 1::2]) for x in tensors)
-        turned = (torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1) for even, odd in pairs)
+        # position by position in memory, as c_attn gives them: so do the kernels then return the attention's output
+        cos, sin = cos.transpose(0, 1), sin.transpose(0, 1)
+        pairs = ((x[..., ::2], x[..., 1::2]) for x in (x.transpose(1, 2) for x in tensors))
+        by_position = (torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1) for even, odd in pairs)
+        turned = (y.transpose(1, 2) for y in by_position)
     else:  # no copies of every other channel: three times as fast
         factor = torch.complex(cos, sin)
         # an unfused attention's gradient of the key lies transposed
