@@ -97,6 +97,8 @@ class StageProcess:
         return json.loads(line) if line else self._died()
 
     def _died(self) -> dict[str, Any]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=20)  # it has closed its end, and may still be ending
         self.close()
         code = self._process.returncode
         why = f"its process ended with exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

@@ -6,6 +6,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Record:
             tables.append(Table("Failed or skipped", columns, told))
         for stage in stages.values():
             if rows := self.rows(stage.name):
-                tables += stage.tables(rows)
+                tables += [replace(table, title=f"{stage.name}: {table.title}") for table in stage.tables(rows)]
         parts = [f"# A day on this device\n\n{results_page.header(self.facts)}\n", *(f"{n}\n" for n in self._notes())]
         write_aside(self.folder / f"{NAME}.md", "\n".join([*parts, *(table.markdown() for table in tables)]))
         self._write_throughput()

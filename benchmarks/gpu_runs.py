@@ -115,7 +115,7 @@ def exported_and_generating(variant: str, day: Day) -> list[Row]:
         equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
         asked = ("--prompt", "The", "--max_new_tokens", "8")
         text = python("-m", "gpt2_variants", "generate", "--model", out, *asked).strip()
-    row = {"what": f"{variant}, exported, generating", "equal_weights": equal, "text": text}
+    row = {"what": f"{variant}, exported, generating", "equal_weights": equal, "text": " ".join(text.split())}
     return [{**row, "ok": equal and text.startswith("The") and len(text) > len("The")}]
 
 

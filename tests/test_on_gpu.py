@@ -332,12 +332,9 @@ def test_the_whole_day_at_toy_size(on_gpu, tmp_path):
     }
     page = (tmp_path / "on_gpu.md").read_text()
     for title in (
-        "Loss and gradients",
-        "Dropout in both passes",
-        "Variants",
-        "References",
-        "A step by kernels",
-        "Training losses",
+        *("correctness: Loss and gradients", "correctness: Dropout in both passes", "correctness: Runs"),
+        *("references: References", "profile: A step by kernels", "tuning: Loss head by rows", "variants: Variants"),
+        *("decoding: Variants", "curve: Training losses"),
     ):
         assert f"## {title}\n" in page
     for name in ("throughput", "decode"):
