@@ -47,8 +47,8 @@ def references(case: Case, fitting: int | None = None) -> list[Case]:
     """What `--compare` sets a variant's case against; in each the model or the loop alone differs from its reference.
 
     Args:
-        fitting: sequences of a step that stock GPT-2 has memory for where its logits are kept whole; None: those of
-            `case`. Where they are fewer, ours is measured with as many too, as the reference.
+        fitting: sequences of a step that stock GPT-2 has memory for where it is not compiled; None: those of `case`.
+            Where they are fewer, ours is measured with as many too, as the reference.
     """
     plain = case
     found = []
@@ -61,36 +61,22 @@ def references(case: Case, fitting: int | None = None) -> list[Case]:
         return [*found, replace(dense, what="plain loop; t_1 m_1 t_2 ... interleaved, a dense (2S-1)^2 mask in SDPA")]
     if case.name != "gpt2":
         return found
-    compiled = replace(
-        plain,
-        name="stock, compiled",
-        model="stock",
-        run=replace(case.run, compile=True),
-        reference=plain.name,
-        what="GPT2LMHeadModel given labels, plain loop, compiled as a whole",
-    )
-    found.append(compiled)
+    stock = replace(plain, model="stock", reference=plain.name)
+    what = "GPT2LMHeadModel given labels, plain loop"
+    published = "stock with eager attention and gradient checkpointing; float32 weights, bf16 autocast"
+    eager = replace(case.run, compile=False)
+    compiled = replace(case.run, compile=True)
+    found += [
+        replace(stock, name="stock, compiled", run=compiled, what=f"{what}, compiled as a whole"),
+        replace(stock, name="as published", model="published", run=eager, what=published),
+    ]
     ours, aside = plain, ""
     sequences = case.run.per_device_train_batch_size
     if fitting is not None and sequences is not None and fitting < sequences:
+        name = f"{plain.name}, {fitting} sequences"
         fewer = replace(case.run, per_device_train_batch_size=fitting)
-        aside = f"; {fitting} sequences, for all its logits have no room with {sequences}"
-        ours = replace(
-            plain,
-            name=f"{plain.name}, {fitting} sequences",
-            run=fewer,
-            what=f"what the two below are set against, with {fitting} sequences too",
-            reference=case.name,
-        )
+        ours = replace(plain, name=name, run=fewer, reference=case.name, what="what stock is set against")
+        aside = f"; {fitting} sequences, as its logits and activations have no room with {sequences}"
         found.append(ours)
-    stock = replace(ours, model="stock", run=replace(ours.run, compile=False), reference=ours.name)
-    return [
-        *found,
-        replace(stock, name="stock", what=f"GPT2LMHeadModel given labels, plain loop, not compiled{aside}"),
-        replace(
-            stock,
-            name="as published",
-            model="published",
-            what=f"stock with eager attention and gradient checkpointing; float32 weights, bf16 autocast{aside}",
-        ),
-    ]
+    stock = replace(stock, name="stock", run=replace(ours.run, compile=False), reference=ours.name)
+    return [*found, replace(stock, what=f"{what}, not compiled{aside}")]
