@@ -87,7 +87,7 @@ def attention_by(backend: str, day: Day) -> list[Row]:
         except RuntimeError as err:
             if not str(err).startswith(NO_KERNEL):
                 raise
-            reasons.append(f"dropout {dropout}: {str(err).splitlines()[0]}")
+            reasons.append(f"dropout {dropout}: {str(err).splitlines()[0].split('. ')[0]}")
             continue
         seconds, whole = mean_seconds(forward, day.scale.repeats), mean_seconds(both, day.scale.repeats)
         rows.append(

@@ -47,7 +47,7 @@ class Scale:
         repeats: calls that a time is the mean of.
         training: options of throughput.py for all that is measured of training.
         rounds: in which cases are set against their references.
-        groups: how many blocks are compiled together.
+        together: how many blocks are compiled together.
         decoding: options of decode.py.
         run, curve: options of train_ds.py, for short runs and for the curve.
     """
@@ -63,7 +63,7 @@ class Scale:
     repeats: int
     training: tuple[str, ...]
     rounds: int
-    groups: tuple[int, ...]
+    together: tuple[int, ...]
     decoding: tuple[str, ...]
     run: tuple[str, ...]
     curve: tuple[str, ...]
@@ -76,7 +76,7 @@ SHORT_RUN = (
 )
 FULL = Scale(
     name="full",
-    model=ModelShape(n_layer=2, n_embd=1024, n_head=16, vocabulary=5003, tokens=512, sequences=2),
+    model=ModelShape(n_layer=4, n_embd=1024, n_head=16, vocabulary=5003, tokens=512, sequences=2),
     attention=(64, 16, 1024, 64),
     duo_attention=(64, 16, 512, 64),
     dropped=(2, 4, 256, 64),
@@ -86,7 +86,7 @@ FULL = Scale(
     repeats=20,
     training=("--preset", "seed"),
     rounds=2,
-    groups=(1, 2, 4, 6, 12, 24),
+    together=(1, 2, 4, 6, 12, 24),
     decoding=("--size", "gpt2-medium", "--dtype", "bfloat16"),
     run=SHORT_RUN,
     curve=("--preset", "seed", "--max_steps", "300", "--eval_steps", "100", "--save_steps", "300"),
@@ -106,7 +106,7 @@ TINY = Scale(
         *("--per_device_train_batch_size", "2", "--steps", "1", "--warmup_steps", "1"),
     ),
     rounds=1,
-    groups=(1, 2),
+    together=(1, 2),
     decoding=(
         *("--size", "pico", "--dtype", "float32", "--batch_sizes", "2", "--prompt_length", "8"),
         *("--new_tokens", "2", "--rounds", "1"),

@@ -5,7 +5,6 @@ A case and a round is an item, so that a break costs little. Relative speeds are
 """
 
 import functools
-import inspect
 import re
 import shutil
 import statistics
@@ -148,16 +147,11 @@ def profile(variant: str, day: Day) -> list[Row]:
     return rows
 
 
-def takes_groups() -> bool:
-    """Whether models can compile several blocks together."""
-    return "group" in inspect.signature(VariantLMHeadModel.compile_parts).parameters
-
-
-def compiled_in_groups(variant: str, group: int, day: Day) -> list[Row]:
+def compiled_together(variant: str, together: int, day: Day) -> list[Row]:
     """A step with so many blocks compiled together, and the first one, with the compilation."""
     plan = plan_of(day.scale, (variant,), False, 1)
     case = replace(plan.cases[0], run=replace(plan.cases[0].run, compile=True))
-    grouped = functools.partialmethod(VariantLMHeadModel.compile_parts, group=group)
+    grouped = functools.partialmethod(VariantLMHeadModel.compile_parts, together=together)
     torch._dynamo.reset()
     with mock.patch.object(VariantLMHeadModel, "compile_parts", grouped), tempfile.TemporaryDirectory() as caches:
         environment = {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor", "TRITON_CACHE_DIR": f"{caches}/triton"}
@@ -170,7 +164,7 @@ def compiled_in_groups(variant: str, group: int, day: Day) -> list[Row]:
     return [
         {
             "what": variant,
-            "group": group,
+            "together": together,
             "first_step_seconds": first,
             "seconds": seconds,
             "tokens_per_second": trainer.facts["tokens_per_step"] / seconds,
@@ -208,9 +202,9 @@ PROFILE_COLUMNS = (
     Column("share", "%", ".1f", 100),
     Column("step_seconds", "ms of the step by the clock", ",.2f", 1000),
 )
-GROUP_COLUMNS = (
+TOGETHER_COLUMNS = (
     Column("what", "variant"),
-    Column("group", "blocks compiled together"),
+    Column("together", "blocks compiled together"),
     Column("first_step_seconds", "first step s", ".1f"),
     Column("seconds", "ms a step", ",.1f", 1000),
     Column("tokens_per_second", "tokens/s", ",.0f"),

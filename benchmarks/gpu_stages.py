@@ -10,7 +10,7 @@ import gpu_models
 import gpu_runs
 import gpu_speed
 from gpt2_variants.registry import VARIANTS
-from gpu_items import Day, Item, Row, Skipped, Stage, one_table
+from gpu_items import Day, Item, Row, Stage, one_table
 from results_page import Column, Table
 from throughput_cases import Plan
 
@@ -96,26 +96,15 @@ def correctness_tables(rows: dict[str, list[Row]]) -> list[Table]:
     return found
 
 
-def no_groups(day: Day) -> list[Row]:
-    """What stands where models compile each block by itself only."""
-    raise Skipped("compile_parts takes no argument `group`")
-
-
 def tuning_items(day: Day) -> list[Item]:
     """Blocks compiled together, and the loss head's rows."""
-    if gpu_speed.takes_groups():
-        groups = [
-            Item(
-                f"{variant}, {number} blocks",
-                functools.partial(gpu_speed.compiled_in_groups, variant, number),
-                seconds=75,
-                alone=True,
-            )
-            for variant in gpu_speed.PROFILED
-            for number in day.scale.groups
-        ]
-    else:
-        groups = [Item("blocks compiled together", no_groups, 0)]
+    groups = [
+        Item(
+            f"{name}, {number} at a time", functools.partial(gpu_speed.compiled_together, name, number), 75, alone=True
+        )
+        for name in gpu_speed.PROFILED
+        for number in day.scale.together
+    ]
     return groups + gpu_alone.head_items(day)
 
 
@@ -123,7 +112,7 @@ def tuning_tables(rows: dict[str, list[Row]]) -> list[Table]:
     """The tables of blocks and of the loss head."""
     every = [row for own in rows.values() for row in own]
     parts = (
-        ("Blocks compiled together", gpu_speed.GROUP_COLUMNS, "group"),
+        ("Blocks compiled together", gpu_speed.TOGETHER_COLUMNS, "together"),
         ("Loss head by rows", gpu_alone.HEAD_COLUMNS, "rows_at_once"),
     )
     return [Table(title, columns, own) for title, columns, key in parts if (own := [r for r in every if key in r])]

@@ -327,13 +327,18 @@ def test_the_whole_day_at_toy_size(on_gpu, tmp_path):
     left_out = {(s, n) for s, own in record["stages"].items() for n, one in own.items() if one["status"] == "skipped"}
     assert left_out <= {
         *(("attention", name) for name in ("cudnn", "efficient", "flex", "duo: FlexAttention")),
-        ("tuning", "blocks compiled together"),
         *(("correctness", f"{name}, repeated") for name in gpu_names(record)),
     }
     page = (tmp_path / "on_gpu.md").read_text()
     for title in (
         *("correctness: Loss and gradients", "correctness: Dropout in both passes", "correctness: Runs"),
-        *("references: References", "profile: A step by kernels", "tuning: Loss head by rows", "variants: Variants"),
+        *(
+            "references: References",
+            "profile: A step by kernels",
+            "tuning: Loss head by rows",
+            "variants: Variants",
+            "tuning: Blocks compiled together",
+        ),
         *("decoding: Variants", "curve: Training losses"),
     ):
         assert f"## {title}\n" in page
