@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_ids, tiny
 
-from gpt2_variants.dry_run import saved_bytes
+from gpt2_variants.memory import kept_bytes
 from gpt2_variants.models.modeling_drift_diffusion import DDGPT2Config
 
 PARTS = {"drift": (True, False), "diffusion": (False, True), "drift_diffusion": (True, True)}
@@ -42,7 +42,7 @@ def test_drift_is_the_formula(variant, baseline_each_head):
 
 def test_for_the_backward_pass_the_drift_keeps_what_c_proj_reads_and_diffusion_its_noise():
     """GPT-2's c_proj reads the attention's output itself, which the attention keeps for its own backward pass."""
-    kept = {variant: saved_bytes(tiny(variant), 48, False) for variant in ("gpt2", *PARTS)}
+    kept = {variant: kept_bytes(tiny(variant), 48, False) for variant in ("gpt2", *PARTS)}
     activation = 2 * 48 * 32 * 2  # layers, tokens, width, bytes in bf16
     assert kept["drift"] == kept["gpt2"] + activation
     assert kept["diffusion"] == kept["drift_diffusion"] == kept["gpt2"] + 2 * activation

@@ -10,7 +10,7 @@ from conftest import finish, launch, random_ids, tiny, zero
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from gpt2_variants.dry_run import saved_bytes
+from gpt2_variants.memory import kept_bytes
 from gpt2_variants.models.modeling_rotating_head import RotatingHeadGPT2Config, rotate
 
 VARIANTS = ("rotating_head", "rotating_head_norm", "rotating_head_gp", "rotating_head_gp_norm")
@@ -178,7 +178,7 @@ def test_compiled_attention_is_one_graph_with_the_same_output_and_gradients(dtyp
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_is_kept_for_the_backward_pass_that_gpt2_does_not_keep(variant):
-    assert saved_bytes(tiny(variant), 48, False) == saved_bytes(tiny("gpt2"), 48, False)
+    assert kept_bytes(tiny(variant), 48, False) == kept_bytes(tiny("gpt2"), 48, False)
 
 
 def test_a_master_value_is_what_counts_and_the_gradient_goes_to_the_parameter():

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, finish, launch, metrics, tiny, train, zero
+from conftest import ROOT, finish, launch, metrics, train, zero
 from safetensors.torch import load_file
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 import train_ds
-from gpt2_variants import VARIANTS, dry_run, nodes
+from gpt2_variants import nodes
 from gpt2_variants.config.deepspeed_json import resolve_ds_config
 from gpt2_variants.config.options import Options
 from gpt2_variants.config.resolve import resolve
@@ -169,79 +169,6 @@ def test_activation_checkpointing_changes_nothing(stage, variant, tiny_run, ds_j
     assert metrics(train(options, tmp_path / "checkpointed", "--gradient_checkpointing", variant=variant)) == plain
     assert once == 6 * 2  # steps x layers
     assert sum(calls) == 2 * once
-
-
-def test_model_states_by_hand():
-    total, largest = 1_000_000, 50_000
-    states = dry_run.model_state_bytes
-    # 2 weight + 2 gradient + 4 float32 weight + 4 float32 gradient + 8 moments
-    for stage in (0, 1, 2):
-        assert states(total, largest, 1, stage)[0] == 20 * total
-    for gpus in (2, 8, 64, 1024):
-        assert states(total, largest, gpus, 0)[0] == 20 * total
-        assert states(total, largest, gpus, 1)[0] == 4 * total + 16 * total / gpus
-        assert states(total, largest, gpus, 2)[0] == pytest.approx(2 * total + 18 * total / gpus, abs=1)
-        assert states(total, largest, gpus, 3)[0] == pytest.approx(4 * largest + 18 * total / gpus, abs=1)
-    # offloaded: on the GPU one layer, its weights and gradients; on a node's CPU 18 bytes a parameter shared over the
-    # nodes, or a float32 model for each of its 8 ranks while it is built, and half as much again
-    assert states(total, largest, 1, 3, offload=True) == (4 * largest, 27 * total)
-    assert states(total, largest, 8, 3, offload=True) == (4 * largest, 48 * total)
-    assert states(total, largest, 1024, 3, offload=True) == (4 * largest, 48 * total)
-
-
-def test_activations_by_hand():
-    """What the operations of a stock block keep, read off its code: bytes per position in bf16."""
-    fields = {"n_embd": 128, "n_head": 2}
-    width, heads, tokens = 128, 2, 48
-    norm = 2 * width + 2 * 2 + 2 * width  # its input, mean and 1 / deviation; its output, which the next matrix keeps
-    attention = 6 * width + 2 * width + 4 * heads  # q, k, v; what they mix to; the softmax's normaliser in float32
-    attention += 2 * tokens  # a mask, which transformers makes for fake tensors only
-    gelu = 4 * 8 * width + 8 * width  # x, x / 2, tanh, 1 + tanh, each of 4 widths; its output
-    dropout = 2 * width  # its factors, in bf16 on a CPU
-    block = 2 * norm + attention + gelu + 2 * dropout
-    kept = {
-        (layers, checkpointing): dry_run.saved_bytes(tiny("gpt2", n_layer=layers, **fields), tokens, checkpointing)
-        for layers in (2, 3)
-        for checkpointing in (False, True)
-    }
-    assert kept[3, False] - kept[2, False] == block * tokens
-    assert kept[3, True] - kept[2, True] == 2 * width * tokens  # its input alone
-    model = tiny("gpt2", **fields)
-    head = 8 * width * 67  # its gradient in float32, a chunk's part of it and the weight, padded, in bf16
-    logits = 8 * 5 * tokens * 67 + head  # less than a chunk of 4096 positions
-    assert dry_run.activation_bytes(model, 5, tokens, checkpointing=False) == 5 * kept[2, False] + logits
-    recomputed = kept[2, True] + kept[2, False] // 2
-    assert dry_run.activation_bytes(model, 5, tokens, checkpointing=True) == 5 * recomputed + logits
-    assert dry_run.activation_bytes(model, 200, tokens, False) == 200 * kept[2, False] + 8 * 4096 * 67 + head
-
-
-def test_duo_predict_computes_twice_the_positions_and_the_diffusion_keeps_its_noise():
-    kept = {v: dry_run.saved_bytes(tiny(v, n_embd=128, n_head=2), 48, checkpointing=False) for v in sorted(VARIANTS)}
-    per_position = kept["gpt2"] / 48
-    assert kept["duo_predict"] / 95 == pytest.approx(per_position, rel=0.05)
-    assert kept["diffusion"] > kept["gpt2"] + 2 * 2 * 128 * 48  # at least the bf16 noise of 2 layers
-
-
-def test_the_table_of_a_dry_run(wide, tmp_path, capsys):
-    """Each figure of a row is the sum of the estimates above, in GiB; the run's own stage is marked."""
-    options = ["--variant", "duo_predict", *wide, "--output_dir", str(tmp_path / "run"), "--dry_run"]
-    options += ["--model_args", "n_positions=32"]  # and none that shrink it
-    assert train_ds.main([*options, "--deepspeed_config", "zero3_offload.json", "--size", "gpt2-xl"]) == 0
-    out = capsys.readouterr().out
-    assert "estimate" in out
-    head, *rows = re.findall(r"^ +(?:GPUs .*|[\d,]+ +\d+ +[\d.]+ .*)$", out, flags=re.MULTILINE)
-    assert head.split()[:10] == "GPUs sequences activations ZeRO 1 ZeRO 2 ZeRO 3 offload*".split()
-    assert [row.split()[0] for row in rows] == ["1", "2", "4", "8", "16", "64", "256", "1,024"]
-    assert [row.split()[1] for row in rows] == ["64", "32", "16", "8", "4", "1", "1", "1"]
-    total = int(re.search(r"parameters +([\d,]+)", out).group(1).replace(",", ""))
-    for row in rows:
-        gpus, _, activations, *stages, cpu = (float(x.replace(",", "")) for x in row.split())
-        shares = [4 + 16 / gpus, 2 + 18 / gpus]
-        for stage, share in zip(stages, shares, strict=False):
-            assert stage == pytest.approx(activations + share * total / GIB, abs=0.11)
-        assert stages[3] <= stages[2] <= stages[1] <= stages[0]
-        assert gpus > 8 or stages[3] < stages[2] - 1
-        assert cpu == pytest.approx(1.5 * max(4 * min(gpus, 8), 18 / -(-gpus // 8)) * total / GIB, abs=0.06)
 
 
 def deepspeed_environment(monkeypatch, **variables: str):

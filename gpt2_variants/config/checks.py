@@ -30,7 +30,14 @@ def faults(run: Options, found: list[str]) -> list[str]:
         no_tokenizer = run.tokenizer == run.init_from and model_faults  # told of --init_from already
         lines += check_source(run.dataset, None if no_tokenizer else run.tokenizer, run.reading)
     json_faults = _deepspeed_faults(run, built=False)
-    lines += model_faults + json_faults + _place_faults(run) + _installation_faults(run) + _hub_faults(run)
+    lines += (
+        model_faults
+        + json_faults
+        + _batch_faults(run)
+        + _place_faults(run)
+        + _installation_faults(run)
+        + _hub_faults(run)
+    )
     if not json_faults and (not lines or run.deepspeed_config is not None):
         lines += _deepspeed_faults(run, built=True)
     return lines if lines or model_is_asked else _model_faults(run)
@@ -54,6 +61,13 @@ def _deepspeed_faults(run: Options, built: bool) -> list[str]:
         if compiles(run, config):
             lines += _compiler_faults()
     return lines
+
+
+def _batch_faults(run: Options) -> list[str]:
+    given = [name for name in ("per_device_train_batch_size", "gradient_accumulation_steps") if name in run.asked]
+    if not run.auto_micro_batch or not given:
+        return []
+    return [f"--auto_micro_batch: --{given[0]} says it already; leave one of them out"]
 
 
 def _hub_faults(run: Options) -> list[str]:

@@ -111,6 +111,12 @@ class Options:
     gradient_accumulation_steps: int = option(
         group="how to train", rule=COUNT, help="forward passes per optimizer step (default: what the batch needs)"
     )
+    auto_micro_batch: bool = option(
+        False,
+        group="how to train",
+        help="the most sequences per GPU and forward pass that fit its memory by estimate, with gradients accumulated: "
+        "the same batch, the same curve",
+    )
     num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
     max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
     bf16: bool = option(group="how to train", help="compute in bf16, or in float32 (default: the JSON's)")

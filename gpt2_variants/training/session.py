@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
 from transformers import GPT2Config
 
 from .. import hub_client, nodes, variant_code, warm_start
@@ -18,7 +19,8 @@ from ..config.resolve import load_data
 from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
-from ..ranks import decided_by_rank_0, main_rank, world_size
+from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
+from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
 from ..records import SCHEMA, RunRecord, device_name, git_commit, versions
 from ..warm_start import WarmStart
 from .engine import init_distributed, keep_freed_memory
@@ -38,8 +40,8 @@ def train(options: Options) -> Trained:
     data, plan = prepare(options)
     for note in data.notes if main_rank() else ():
         print(f"data: {note}", file=sys.stderr)
-    if main_rank() and plan.chosen:
-        print(f"--preset {options.preset} sets {', '.join(plan.chosen)}", file=sys.stderr)
+    if main_rank() and options.chosen:
+        print(f"--preset {options.preset} sets {', '.join(options.chosen)}", file=sys.stderr)
     config = plan.model_config()
     stopper = Stopper()
     init_distributed()
@@ -49,6 +51,8 @@ def train(options: Options) -> Trained:
         raise UsageError(
             [f"--output_dir {folder}: {', '.join(blind)} do not see it; give a folder that all nodes share"]
         )
+    if has_cuda():
+        _check_memory(plan)
     start = agree_on_start(options, plan)
     if _nothing_left(folder, plan, start):
         return Trained(exit_code=0, config=config, tokenizer=data.tokenizer)
@@ -78,7 +82,54 @@ def train(options: Options) -> Trained:
 def prepare(options: Options) -> tuple[Data, Plan]:
     """The data of resolved options, and the plan that they come to on the ranks there are. Raises `UsageError`."""
     data = load_data(options)
-    return data, make_plan(options, facts_of(data), _model_config(options, data), world_size())
+    facts, config, world = facts_of(data), _model_config(options, data), world_size()
+    plan = make_plan(options, facts, config, world)
+    if options.auto_micro_batch:
+        options = _share_out(options, plan)
+        plan = make_plan(options, facts, config, world)
+    return data, plan
+
+
+def _share_out(options: Options, plan: Plan) -> Options:
+    """`options` with the micro-batch that fits the smallest card of all ranks, said on rank 0. Raises `UsageError`."""
+    if world_size() > 1:
+        init_distributed()
+    smallest, demand = _smallest_card(), _demand(plan)
+    choose = functools.partial(with_fitting_micro_batch, options, demand, smallest)
+    options, line = decided_by_rank_0(choose) if world_size() > 1 else choose()
+    if main_rank():
+        print(line, file=sys.stderr)
+    return options
+
+
+def _check_memory(plan: Plan) -> None:
+    """Say on rank 0 where the run will not fit the smallest card of all ranks by estimate.
+
+    Raises:
+        UsageError: the model's states alone do not fit.
+    """
+    smallest = _smallest_card()
+
+    def decide() -> None:
+        said = verdict(_demand(plan), smallest, quick=True)
+        if said.hopeless:
+            raise UsageError([said.line])
+        if not said.fits:
+            print(said.line, file=sys.stderr)
+
+    decided_by_rank_0(decide)
+
+
+def _demand(plan: Plan) -> Demand:
+    return Demand(plan, plan.spec.on_meta(plan.model_config()), plan.compile)
+
+
+def _smallest_card() -> Card:
+    """The card with the least memory of all ranks. A collective."""
+    cards = [card()] * world_size()
+    if len(cards) > 1:
+        dist.all_gather_object(cards, cards[0])
+    return min(cards, key=lambda of_rank: of_rank.size)
 
 
 def _say_stuck(record: RunRecord, number: int) -> None:

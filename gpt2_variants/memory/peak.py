@@ -1,0 +1,125 @@
+"""The most memory that a run takes of a GPU, and what of it a card has room for."""
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..models.loss_head import chunk_rows
+from ..ranks import has_cuda
+from .meter import Step, faked_step
+from .states import Sharding, States, model_states
+
+if TYPE_CHECKING:
+    from ..config.plan import Plan
+    from ..models.modeling_base import VariantLMHeadModel
+
+GIB = 1024**3
+# Layers of the two models whose steps are counted; of one of any depth the line through them tells.
+FEW, MORE = 2, 4
+# What is not torch's to count: CUDA's own, NCCL's buffers, and what the allocator cannot hand out again in one piece.
+RESERVE = 2 * GIB
+CARD_80_GB = int(79.2 * GIB)  # what an H100 of 80 GB leaves to a process
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Attributes:
+        name: as messages name it.
+        size: bytes of its memory.
+        here: whether it is this machine's; else 80 GB are taken for granted.
+    """
+
+    name: str
+    size: int
+    here: bool
+
+    @property
+    def room(self) -> int:
+        """Bytes for what is estimated."""
+        return self.size - RESERVE
+
+
+def card() -> Card:
+    """The CUDA device of this process; where there is none, one of 80 GB."""
+    if not has_cuda():
+        return Card("a card of 80 GB", CARD_80_GB, here=False)
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Card(device.name, device.total_memory, here=True)
+
+
+class Demand:
+    """What a plan's model takes of a GPU, by sequences per forward pass and by how the states are shared out.
+
+    Args:
+        model: the plan's, on the meta device.
+        compiled: by torch.compile, which keeps fewer activations.
+    """
+
+    def __init__(self, plan: "Plan", model: "VariantLMHeadModel", compiled: bool):
+        self.plan, self.model, self.compiled = plan, model, compiled
+        self._dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        self._total = model.num_parameters()
+        self._largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+        # from here on the loss holds as much as it ever does: a chunk of rows, and the one before
+        self._kink = -(-2 * chunk_rows("cuda") // model.positions(plan.block_size))
+
+    def sharding(self, gpus: int | None = None, stage: int | None = None, offload: bool | None = None) -> Sharding:
+        """How the plan shares out the states; on another number of GPUs, or at another stage, if given."""
+        zero = self.plan.ds_config.get("zero_optimization", {})
+        return Sharding(
+            gpus=self.plan.world_size if gpus is None else gpus,
+            stage=self.plan.zero_stage if stage is None else stage,
+            offload=bool(self.plan.offload) if offload is None else offload,
+            bucket=int(zero.get("reduce_bucket_size", 5e8)),  # DeepSpeed's default
+            overlap=bool(zero.get("overlap_comm", False)),
+            weight_bytes=self._dtype.itemsize,
+        )
+
+    def states(self, sharding: Sharding | None = None) -> States:
+        """Weights, gradients and optimizer states."""
+        return model_states(self._total, self._largest, sharding or self.sharding())
+
+    def peak(self, micro_batch: int, sharding: Sharding | None = None) -> int:
+        """Bytes at the peak of a step on `micro_batch` sequences. Raises `NoEstimate`."""
+        states = self.states(sharding)
+        of_passes = self._most(micro_batch, states.gradient_share, states.buffers)
+        return max(states.at_step, states.held + of_passes)
+
+    def activations(self, micro_batch: int) -> int:
+        """Bytes beside all states at the peak of a step on `micro_batch` sequences. Raises `NoEstimate`."""
+        return self._most(micro_batch, 0.0, 0)
+
+    def largest_that_fits(self, room: int) -> int | None:
+        """The most sequences per forward pass that take no more than `room`, and divide those of a GPU; or None."""
+        sequences = self.plan.train_batch_size // self.plan.world_size
+        sizes = [n for n in range(1, sequences + 1) if sequences % n == 0]
+        return max((n for n in sizes if self.peak(n) <= room), default=None)
+
+    def _most(self, micro_batch: int, share: float, buffers: int) -> int:
+        """As `Step.most`; counted for few sequences and for the plan's, in between on the line through both."""
+        own = self.plan.per_device_train_batch_size
+        if micro_batch <= self._kink or micro_batch >= own:
+            return self._counted(micro_batch, share, buffers)
+        low, high = (self._counted(n, share, buffers) for n in (self._kink, own))
+        return low + (high - low) * (micro_batch - self._kink) // (own - self._kink)
+
+    def _counted(self, micro_batch: int, share: float, buffers: int) -> int:
+        layers = self.model.config.n_layer
+        if layers <= MORE:
+            return self._step(layers, micro_batch).most(share, buffers)
+        few, more = (self._step(n, micro_batch).most(share, buffers) for n in (FEW, MORE))
+        return few + (more - few) * (layers - FEW) // (MORE - FEW)
+
+    @functools.cache  # noqa: B019  # a few small values, of an object that lives as long as its caller
+    def _step(self, layers: int, micro_batch: int) -> Step:
+        config = copy.deepcopy(self.model.config)
+        config.n_layer = layers
+        with torch.device("meta"):
+            model = type(self.model)._from_config(config, attn_implementation=self.plan.attn_implementation)
+        checkpointing = self.plan.gradient_checkpointing
+        return faked_step(model, micro_batch, self.plan.block_size, checkpointing, self.compiled, self._dtype)
