@@ -15,15 +15,17 @@ help:
 install: $(VENV)/.installed
 
 # On a CPU machine torch comes first and as its CPU build: one that lies on the machine, else PyTorch's own index;
-# a plain `torch` from PyPI pulls gigabytes of CUDA. On a CUDA machine the registry's build is the right one.
-$(VENV)/.installed: setup.py Makefile
+# a plain `torch` from PyPI pulls gigabytes of CUDA. On a CUDA machine it is the build that NVIDIA's driver can run.
+$(VENV)/.installed: setup.py Makefile gpt2_variants/nvidia.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; Python >= 3.10 is needed (make PYTHON=/path/to/python ...)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is `$(PYTHON) -V 2>&1`; Python >= 3.10 is needed (make PYTHON=/path/to/python ...)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; some minutes)"
 	@if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then \
-	    $(BIN)/pip install -q 'torch>=2.11'; \
+	    torch=`$(BIN)/python gpt2_variants/nvidia.py` || exit 1; \
+	    $(BIN)/pip install -q $$torch \
+	    || { echo "PyTorch's index has failed: taking torch from where pip looks by default"; $(BIN)/pip install -q 'torch>=2.11'; }; \
 	elif $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
 	else \
 	    $(BIN)/pip install -q 'torch==2.13.0+cpu' 2>/dev/null \

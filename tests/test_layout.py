@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "warm_start": {"registry", "network"},
     "variant_code": {"registry", "models", "variant_text"},
     "config": {"registry", "variant_code", "data", "warm_start", "nodes", "hub_client", "trackers"}
-    | {"faults", "folders", "measuring", "ranks", "records"},
+    | {"faults", "folders", "measuring", "nvidia", "ranks", "records"},
     "contract": {"registry", "variant_code", "models", "export", "measuring"},
     "export": {"registry", "data"},
     "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "memory": {"config", "faults", "models", "ranks"},
     "models": set(),
     "ranks": {"faults"},
+    "nvidia": {"ranks"},
     "measuring": {"models"},  # for its types only
     "records": {"folders", "models"},
     "evaluation": {"models"},

@@ -60,7 +60,7 @@ def test_activations_by_hand():
     width, heads, tokens = 128, 2, 256  # whole units of the allocator, 512 bytes
     norm = 2 * width + 2 * 2 + 2 * width  # its input, mean and 1 / deviation; its output, which the next matrix keeps
     attention = 6 * width + 2 * width + 4 * heads  # q, k, v; what they mix to; the softmax's normaliser in float32
-    gelu = 5 * 2 * 4 * width  # x, x / 2, tanh, 1 + tanh, each of 4 widths; its output
+    gelu = 2 * 2 * 4 * width  # its input and output, each of 4 widths
     dropout = width  # a byte of each entry
     block = 2 * norm + attention + gelu + 2 * dropout
     kept = {
@@ -91,29 +91,19 @@ def test_duo_predict_computes_twice_the_positions_and_the_diffusion_keeps_its_no
     assert kept["diffusion"] > kept["gpt2"] + 2 * 2 * 128 * 48  # at least the bf16 noise of 2 layers
 
 
-# From dry runs of the CUDA path (torch 2.11, DeepSpeed's engine, 24 layers by the line through 2 and 4; no GPU): the
-# most GiB that torch's allocator held.
+# From dry runs of the CUDA path (torch 2.11, DeepSpeed's engine; no GPU): the most GiB that torch's allocator held.
+# Those of 24 layers are on the line through 2 and 4.
 DRY_RUNS = [
-    ("gpt2", False, 94.59),
-    ("gpt2", True, 58.61),
-    ("gpt2 --gradient_checkpointing", False, 12.61),
-    ("gpt2 --gradient_checkpointing", True, 11.04),
-    ("gpt2 --per_device_train_batch_size 4", False, 11.80),
-    ("gpt2 --per_device_train_batch_size 1", False, 7.10),
-    ("gpt2 --deepspeed_config zero3.json --per_device_train_batch_size 16", False, 29.70),
-    ("duo_predict", False, 97.65),
-    ("duo_predict", True, 61.63),
-    ("rotating_head", False, 94.64),
-    ("rotating_head", True, 61.59),
-    ("drift_diffusion", True, 64.61),
-    ("parallel_concat", True, 60.13),
+    ("gpt2", False, 58.59),
+    ("duo_predict", False, 58.62),
+    ("gpt2 --model_args n_layer=8", True, 21.11),
 ]
 
 
 @pytest.mark.parametrize(
     ("options", "compiled", "gib"),
     [
-        pytest.param(*run, marks=[pytest.mark.slow] if run[1] and run[0] != "gpt2" else [], id=f"{run[0]}-{run[1]}")
+        pytest.param(*run, marks=[pytest.mark.slow] if run[1] and "gpt2" not in run[0] else [], id=f"{run[0]}-{run[1]}")
         for run in DRY_RUNS
     ],
 )

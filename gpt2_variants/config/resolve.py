@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ..data import Data, DataError, load
 from ..faults import UsageError
+from ..nvidia import unused_gpu
 from ..ranks import has_cuda, main_rank
 from .deepspeed_json import find_ds_config, stated_options
 from .options import Options, option_fields
@@ -15,9 +16,14 @@ def resolve(options: Options) -> Options:
     """`options` with what the preset says filled in.
 
     An explicit option wins over the preset; so does a value of an explicit JSON.
+
+    Raises:
+        UsageError: the preset is to be chosen, and there is a GPU that torch cannot use.
     """
     preset, why = options.preset, ""
     if preset == "auto":
+        if told := unused_gpu():
+            raise UsageError([f"--preset auto: {told}; or say --preset demo, for a tiny model on the CPU"])
         preset = "seed" if has_cuda() else "demo"
         why = ", since a CUDA device is here" if preset == "seed" else ", since no CUDA device is here"
         _say(f"--preset auto: {preset}{why}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..models.loss_head import chunk_rows
+from ..models.modeling_base import BLOCKS_TOGETHER
 from ..ranks import has_cuda
 from .meter import Step, faked_step
 from .states import Sharding, States, model_states
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 # Layers of the two models whose steps are counted; of one of any depth the line through them tells.
-FEW, MORE = 2, 4
+FEW, MORE = BLOCKS_TOGETHER, 2 * BLOCKS_TOGETHER  # which are compiled together
 # What is not torch's to count: CUDA's own, NCCL's buffers, and what the allocator cannot hand out again in one piece.
 RESERVE = 2 * GIB
 CARD_80_GB = int(79.2 * GIB)  # what an H100 of 80 GB leaves to a process
