@@ -16,8 +16,9 @@ OLDEST_DEVICE = (8, 0)  # compute capability: Ampere
 
 
 @torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _recent(device: torch.device) -> bool:
+    # compared here: dynamo of torch 2.11 cannot compare a constant tuple
+    return torch.cuda.get_device_capability(device) >= OLDEST_DEVICE
 
 
 def has_causal_kernel(query: torch.Tensor, dropout: float) -> bool:
@@ -27,7 +28,7 @@ def has_causal_kernel(query: torch.Tensor, dropout: float) -> bool:
     head_size, half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
     if not (query.is_cuda and half and head_size % 8 == 0 and head_size <= LARGEST_HEAD):
         return False
-    return _capability(query.device) >= OLDEST_DEVICE
+    return _recent(query.device)
 
 
 def causal_attention(
