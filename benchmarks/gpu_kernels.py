@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from duo_attentions import dense_mask
+from gpt2_variants.models.causal_kernels import KERNELS
 from gpt2_variants.models.duo_attention import duo_attention
 from gpt2_variants.models.loss_head import IGNORE_INDEX, LMHead, padding_of
 from gpt2_variants.registry import VARIANTS
-from gpu_items import Day, Item, ModelShape, Row
+from gpu_items import Day, Item, ModelShape, Row, Skipped
 from gpu_models import DTYPES, FAMILIES, make_model, token_ids
 
 RATE = 0.125  # a multiple of the 2^-16 in whose steps a CPU drops
@@ -56,11 +57,13 @@ def weights_used(attend: Attention, query: torch.Tensor, key: torch.Tensor, seed
     return torch.cat(parts, dim=-1)[..., :keys]
 
 
-def duo_attention_dropped(day: Day) -> list[Row]:
+def duo_attention_dropped(kernel: str, day: Day) -> list[Row]:
     """Duo-predict's attention with dropout against a dense mask in float64, which drops what the kernel dropped.
 
-    Output and gradients; and the part of the visible weights that was kept.
+    Output and gradients; and the part of the visible weights that was kept. `kernel`: as for `duo_attention`.
     """
+    if kernel != KERNELS[0] and day.device.type != "cuda":
+        raise Skipped("on CUDA only")
     batch, heads, tokens, size = day.scale.dropped
     generator, rows = torch.Generator().manual_seed(0), []
     drawn = [torch.randn(batch, heads, 2 * tokens - 1, size, generator=generator).bfloat16() for _ in range(4)]
@@ -70,7 +73,7 @@ def duo_attention_dropped(day: Day) -> list[Row]:
             qkv = [x.requires_grad_() for x in qkv]
 
             def attend(q, k, v, neighbour=neighbour) -> torch.Tensor:
-                return duo_attention(q, k, v, tokens, neighbour, RATE)
+                return duo_attention(q, k, v, tokens, neighbour, RATE, kernel=kernel)
 
             visible = dense_mask(tokens, neighbour, day.device)
             with torch.no_grad():
@@ -83,7 +86,7 @@ def duo_attention_dropped(day: Day) -> list[Row]:
             spread = 5 * (RATE * (1 - RATE) / float(visible.sum() * batch * heads)) ** 0.5
             names = ("output", "query", "key", "value")
             off = {f"{n}_error": distance(a, b) for n, a, b in zip(names, found, exact, strict=True)}
-            what = f"duo attention, dropout {RATE}, {'with' if neighbour else 'without'} the right neighbour"
+            what = f"duo attention, {kernel}, dropout {RATE}, {'with' if neighbour else 'without'} the right neighbour"
             row = row_of(what, dtype, off, kept=part)
             row["ok"] = row["ok"] and abs(part - (1 - RATE)) <= spread and not bool((kept & ~visible).any())
             rows.append(row)
@@ -184,7 +187,7 @@ def saved_and_generating(variant: str, day: Day) -> list[Row]:
 def items(day: Day) -> list[Item]:
     """The items."""
     found = [
-        Item("duo attention, dropped", duo_attention_dropped, seconds=30),
+        *(Item(f"duo attention, {name}", functools.partial(duo_attention_dropped, name)) for name in KERNELS),
         Item("loss head", loss_head, seconds=60),
         Item("rotation", rotation, seconds=60),
     ]

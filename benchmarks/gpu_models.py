@@ -6,16 +6,17 @@ What is allowed is told by the CPU itself: an error may be 4 times the one that 
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 
+from gpt2_variants.models.duo_predict_attention import DuoPredictAttention
 from gpt2_variants.registry import VARIANTS
 from gpt2_variants.variant_code import find
-from gpu_items import Day, Item, ModelShape, Row
+from gpu_items import Day, Item, ModelShape, Row, Skipped
 
 FAMILIES = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -188,6 +189,14 @@ def dropout_agrees(variant: str, day: Day) -> list[Row]:
     return rows
 
 
+def by_cudnn(run: Callable[[Day], list[Row]], day: Day) -> list[Row]:
+    """What `run` gives where duo-predict's attention is computed by cuDNN's kernel."""
+    if day.device.type != "cuda":
+        raise Skipped("on CUDA only")
+    with mock.patch.object(DuoPredictAttention, "kernel", "cudnn"):
+        return [{**row, "what": f"{row['what']}, by cuDNN"} for row in run(day)]
+
+
 def items(day: Day) -> list[Item]:
     """The items."""
     every = [Item(name, functools.partial(against_float64, name), seconds=15) for name in VARIANTS]
@@ -196,4 +205,12 @@ def items(day: Day) -> list[Item]:
         Item(f"{name}, dropout", functools.partial(dropout_agrees, name), seconds=60)
         for name in ("gpt2", "duo_predict", "drift_diffusion")
     ]
-    return every + compiled + dropped
+    cudnn = [
+        Item(
+            f"duo_predict, {what}, cuDNN",
+            functools.partial(by_cudnn, functools.partial(run, "duo_predict")),
+            seconds=60,
+        )
+        for what, run in (("eager", against_float64), ("compiled", compiled_as_eager), ("dropout", dropout_agrees))
+    ]
+    return every + compiled + dropped + cudnn

@@ -4,6 +4,7 @@ together; and decoding.
 A case and a round is an item, so that a break costs little. Relative speeds are of the same round.
 """
 
+import contextlib
 import functools
 import re
 import shutil
@@ -19,16 +20,18 @@ import torch
 import decode
 import throughput
 import throughput_page
-from gpt2_variants.models.modeling_base import VariantLMHeadModel
+from gpt2_variants.models.causal_kernels import KERNELS
+from gpt2_variants.models.duo_predict_attention import DuoPredictAttention
+from gpt2_variants.models.modeling_base import BLOCKS_TOGETHER, VariantLMHeadModel
 from gpt2_variants.registry import VARIANTS
-from gpu_items import Day, Item, Row, Scale
+from gpu_items import Day, Item, Row, Scale, Skipped
 from results_page import Column, Table
 from throughput_cases import Plan
 from throughput_rounds import Measured, warmed_up
 from training_case import Case, Trainer
 
 PROFILED = ("gpt2", "duo_predict")
-KERNELS = 40  # rows of a profile; what is left is added up
+SHOWN = 40  # kernels of a profile; what is left is added up
 # where compiled code stays between the rounds of a case
 CACHES = Path(tempfile.gettempdir()) / "gpt2-variants-on-gpu"
 
@@ -136,8 +139,8 @@ def profile(variant: str, day: Day) -> list[Row]:
     total = sum(seconds for *_, seconds in kernels)
     first = {"what": variant, "kernel": "all", "calls": sum(k[1] for k in kernels), "seconds": total, "share": 1.0}
     rows = [first | {"step_seconds": step}]
-    rest = kernels[KERNELS:]
-    shown = kernels[:KERNELS]
+    rest = kernels[SHOWN:]
+    shown = kernels[:SHOWN]
     if rest:
         shown.append((f"{len(rest)} others", sum(k[1] for k in rest), sum(k[2] for k in rest)))
     rows += [
@@ -147,29 +150,48 @@ def profile(variant: str, day: Day) -> list[Row]:
     return rows
 
 
-def compiled_together(variant: str, together: int, day: Day) -> list[Row]:
-    """A step with so many blocks compiled together, and the first one, with the compilation."""
+def compiled_together(variant: str, together: int, kernel: str, day: Day) -> list[Row]:
+    """A step with so many blocks compiled together, and the first one, with the compilation.
+
+    `kernel`: of duo-predict's attention, as for `duo_attention`.
+    """
+    if kernel != KERNELS[0] and day.device.type != "cuda":
+        raise Skipped("on CUDA only")
     plan = plan_of(day.scale, (variant,), False, 1)
     case = replace(plan.cases[0], run=replace(plan.cases[0].run, compile=True))
     grouped = functools.partialmethod(VariantLMHeadModel.compile_parts, together=together)
     torch._dynamo.reset()
-    with mock.patch.object(VariantLMHeadModel, "compile_parts", grouped), tempfile.TemporaryDirectory() as caches:
+    with contextlib.ExitStack() as stack:
+        caches = stack.enter_context(tempfile.TemporaryDirectory())
         environment = {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor", "TRITON_CACHE_DIR": f"{caches}/triton"}
-        with mock.patch.dict("os.environ", environment):
-            trainer = Trainer(case)
-            first = trainer.seconds(1)[0]
-            if plan.warmup_steps > 1:
-                trainer.seconds(plan.warmup_steps - 1)
-            seconds = statistics.median(trainer.seconds(plan.steps))
+        stack.enter_context(mock.patch.dict("os.environ", environment))
+        stack.enter_context(mock.patch.object(VariantLMHeadModel, "compile_parts", grouped))
+        stack.enter_context(mock.patch.object(DuoPredictAttention, "kernel", kernel))
+        trainer = Trainer(case)
+        first = trainer.seconds(1)[0]
+        if plan.warmup_steps > 1:
+            trainer.seconds(plan.warmup_steps - 1)
+        seconds = statistics.median(trainer.seconds(plan.steps))
     return [
         {
             "what": variant,
+            "kernel": kernel if variant == "duo_predict" else None,
             "together": together,
             "first_step_seconds": first,
             "seconds": seconds,
             "tokens_per_second": trainer.facts["tokens_per_step"] / seconds,
             **trainer.memory(),
         }
+    ]
+
+
+def tuning_items(day: Day) -> list[Item]:
+    """The items of blocks compiled together; and of the kernels of duo-predict's attention, beside the first."""
+    asked = [(name, number, KERNELS[0]) for name in PROFILED for number in day.scale.together]
+    asked += [("duo_predict", BLOCKS_TOGETHER, kernel) for kernel in KERNELS[1:]]
+    return [
+        Item(f"{one[0]}, {one[1]} at a time, {one[2]}", functools.partial(compiled_together, *one), 75, alone=True)
+        for one in asked
     ]
 
 
@@ -204,6 +226,7 @@ PROFILE_COLUMNS = (
 )
 TOGETHER_COLUMNS = (
     Column("what", "variant"),
+    Column("kernel", "by"),
     Column("together", "blocks compiled together"),
     Column("first_step_seconds", "first step s", ".1f"),
     Column("seconds", "ms a step", ",.1f", 1000),

@@ -97,15 +97,8 @@ def correctness_tables(rows: dict[str, list[Row]]) -> list[Table]:
 
 
 def tuning_items(day: Day) -> list[Item]:
-    """Blocks compiled together, and the loss head's rows."""
-    groups = [
-        Item(
-            f"{name}, {number} at a time", functools.partial(gpu_speed.compiled_together, name, number), 75, alone=True
-        )
-        for name in gpu_speed.PROFILED
-        for number in day.scale.together
-    ]
-    return groups + gpu_alone.head_items(day)
+    """Blocks compiled together, kernels of duo-predict's attention, and the loss head's rows."""
+    return gpu_speed.tuning_items(day) + gpu_alone.head_items(day)
 
 
 def tuning_tables(rows: dict[str, list[Row]]) -> list[Table]:
