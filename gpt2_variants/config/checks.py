@@ -9,7 +9,7 @@ from .. import hub_client, nodes, warm_start
 from ..data import check_source
 from ..faults import UsageError
 from ..folders import LOCK
-from ..ranks import main_rank, world_size
+from ..ranks import has_cuda, main_rank, world_size
 from ..records import never_began
 from ..trackers.registry import TRACKERS
 from .deepspeed_json import compiles, resolve_ds_config, zero_stage
@@ -105,6 +105,8 @@ def _installation_faults(run: Options) -> list[str]:
                 f"--attn_implementation {run.attn_implementation}: needs a CUDA device and the package {package}; "
                 "install it, or use sdpa"
             )
+    if run.tf32 and not run.dry_run and not has_cuda():
+        lines.append("--tf32: has no effect without a CUDA device; leave it out")
     if run.apex and (fault := _apex_fault()):
         lines.append(f"--apex {run.apex}: {fault}")
     return lines

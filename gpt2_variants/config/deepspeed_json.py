@@ -188,7 +188,7 @@ def resolve_ds_config(options: "Options", world: int, total_steps: int, built: b
         config["gradient_clipping"] = options.max_grad_norm
     elif config.get("gradient_clipping", "auto") == "auto":
         config["gradient_clipping"] = RECIPE["gradient_clipping"]  # DeepSpeed's default too, said
-    _resolve_zero(options, config)
+    _resolve_zero(options, config, world)
     lines = lines or [
         f'{told}: "auto" at {at} cannot be filled in; give a value'
         for at in _find(config, lambda _, value: value == "auto")
@@ -260,9 +260,20 @@ def _resolve_precision(options: "Options", config: dict, told: str) -> list[str]
     return []
 
 
-def _resolve_zero(options: "Options", config: dict) -> None:
-    """Fill in the sizes that transformers' Trainer takes from the width of the model."""
+def overlaps_by_itself(options: "Options", config: dict) -> bool:
+    """Whether gradients are sent during the backward pass, and not because the JSON says so."""
+    stated = find_ds_config(options)[1].get("zero_optimization", {}).get("overlap_comm", "auto")
+    return stated == "auto" and config.get("zero_optimization", {}).get("overlap_comm", False)
+
+
+def _resolve_zero(options: "Options", config: dict, world: int) -> None:
+    """Fill in the sizes that transformers' Trainer takes from the width of the model, and whether to overlap.
+
+    On one GPU, where nothing is sent, overlapping costs a second buffer and waits for the device.
+    """
     zero = config.get("zero_optimization", {})
+    if zero_stage(config) and zero.get("overlap_comm", "auto") == "auto":
+        zero["overlap_comm"] = world > 1
     if "auto" not in zero.values():
         return
     width = hidden_size(options)

@@ -120,6 +120,12 @@ class Options:
     num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
     max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
     bf16: bool = option(group="how to train", help="compute in bf16, or in float32 (default: the JSON's)")
+    tf32: bool = option(group="how to train", help="on CUDA, multiply float32 matrices in TF32 (default: yes)")
+    deterministic: bool = option(
+        False,
+        group="how to train",
+        help="repeatable operators only, also on CUDA; slower, and one that has no such way ends the run",
+    )
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(
         group="how to train", help="torch.compile of the blocks and the loss (default: on CUDA, but for ZeRO 3)"

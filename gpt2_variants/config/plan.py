@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data import Data
 from ..measuring import applied_parameters, flops_per_token
+from ..ranks import has_cuda
 from ..registry import Variant
 from ..variant_code import known
 from . import optimizer_json
-from .deepspeed_json import compiles, resolve_ds_config, zero_stage
+from .deepspeed_json import compiles, overlaps_by_itself, resolve_ds_config, zero_stage
 from .options import Options
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Plan:
         zero_stage, offload: how DeepSpeed shares out the states, and which of them it keeps on the CPU.
         numerics: further sections of the DeepSpeed JSON that decide numbers.
         gradient_checkpointing, compile, apex, attn_implementation: how the same is computed.
+        tf32: whether float32 matrices are multiplied in TF32.
+        deterministic: whether operators are repeatable to the bit on CUDA too.
         load_best_model_at_end: whether the weights of the best evaluation are exported, not the last.
         report_to: trackers beside metrics.jsonl.
         chosen: what was chosen for the user by the preset, as "name=value".
@@ -116,6 +119,8 @@ class Plan:
     compile: bool
     apex: str | None
     attn_implementation: str
+    tf32: bool
+    deterministic: bool
     eval_steps: int
     save_steps: int
     logging_steps: int
@@ -168,6 +173,7 @@ def recipe(plan: dict[str, Any]) -> dict[str, Any]:
         left_out.discard("eval_steps")  # the choice is among the evaluations
     if plan.get("variant_code") is None:
         left_out.add("variant_code")  # plans of before have no such field
+    left_out |= {name for name in ("tf32", "deterministic") if not plan.get(name)}  # nor these
     return {name: value for name, value in plan.items() if name not in left_out}
 
 
@@ -240,13 +246,15 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
         compile=compiles(options, ds),
         apex=options.apex,
         attn_implementation=options.attn_implementation,
+        tf32=options.tf32 is not False and has_cuda(),
+        deterministic=options.deterministic,
         eval_steps=options.eval_steps,
         save_steps=options.save_steps,
         logging_steps=options.logging_steps,
         save_total_limit=options.save_total_limit,
         load_best_model_at_end=options.load_best_model_at_end,
         report_to=tuple(options.report_to),
-        chosen=options.chosen,
+        chosen=(*options.chosen, *(["overlap_comm=true"] if overlaps_by_itself(options, ds) else [])),
         ds_config=ds,
     )
 

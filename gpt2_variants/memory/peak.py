@@ -77,7 +77,7 @@ class Demand:
             stage=self.plan.zero_stage if stage is None else stage,
             offload=bool(self.plan.offload) if offload is None else offload,
             bucket=int(zero.get("reduce_bucket_size", 5e8)),  # DeepSpeed's default
-            overlap=bool(zero.get("overlap_comm", False)),
+            overlap=bool(zero.get("overlap_comm", False)) or (gpus or 1) > 1,
             weight_bytes=self._dtype.itemsize,
         )
 

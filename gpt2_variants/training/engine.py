@@ -35,6 +35,8 @@ def init_distributed() -> None:
     nodes.choose_interface()
     # of collectives that DeepSpeed calls by the names they had before torch 2.13; every rank would be told
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    # of a single rank, which DeepSpeed binds to no device; it is the current one, as set below
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     import deepspeed
 
     if not torch.cuda.is_available():

@@ -174,7 +174,10 @@ class Loop:
             raise NonFiniteLoss(f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite", step)
 
     def _report_first_step(self, losses: StepLosses, progress: Progress) -> None:
-        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device."""
+        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device.
+
+        The speed counts from here on: the first step compiles and warms up.
+        """
         losses.of_rank.item()
         took, since_start = self.clock.elapsed - self.logged[0], time.time() - psutil.Process().create_time()
         progress.note(
@@ -185,13 +188,15 @@ class Loop:
             *earlier, start = self.record.facts["starts"]
             start |= {"seconds_to_first_step": round(since_start, 3), "first_step_seconds": round(took, 3)}
             self.record.update(starts=[*earlier, start])
+        self.logged = (self.clock.elapsed, self._tokens(self.step))
 
     def _log_training(self, losses: StepLosses, progress: Progress) -> None:
         """A line of metrics. Waits for the device."""
         means = losses.means()
         seconds, tokens = self.logged
         self.logged = (self.clock.elapsed, self._tokens(self.step))
-        speed = (self.logged[1] - tokens) / (self.logged[0] - seconds)
+        trained = self.logged[1] - tokens
+        speed = trained / (self.logged[0] - seconds) if trained else None  # None of a first step alone
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         grad_norm = self.engine.get_global_grad_norm()
         self._log(
@@ -201,15 +206,14 @@ class Loop:
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "epoch": round(self.step / self.plan.steps_per_epoch, 4),
                 "tokens": self.logged[1],
-                "tokens_per_second": round(speed, 1),
-                "mfu": None if peak is None else speed * self.plan.flops_per_token / (peak * self.world),
+                "tokens_per_second": None if speed is None else round(speed, 1),
+                "mfu": speed * self.plan.flops_per_token / (peak * self.world) if speed and peak else None,
                 "peak_memory_bytes": peak_memory_bytes(),
             }
         )
         left = self.plan.total_steps - self.step
-        progress.show(
-            self.step, means["loss"], speed, eta=left * self.plan.train_batch_size * self.plan.block_size / speed
-        )
+        tokens_left = left * self.plan.train_batch_size * self.plan.block_size
+        progress.show(self.step, means["loss"], speed, tokens_left)
 
     def _log(self, record: dict[str, Any]) -> None:
         record = {"step": self.step, "elapsed_seconds": round(self.clock.elapsed, 3), **record}

@@ -16,10 +16,12 @@ class Progress:
 
             self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
-    def show(self, step: int, loss: float, tokens_per_second: float, eta: float) -> None:
-        """Report a logging step; `eta` in seconds."""
-        left = datetime.timedelta(seconds=round(eta))
-        text = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s, {left} left"
+    def show(self, step: int, loss: float, tokens_per_second: float | None, tokens_left: int) -> None:
+        """Report a logging step; without a speed, as of a first step, the loss alone."""
+        text = f"loss {loss:.4f}"
+        if tokens_per_second is not None:
+            left = datetime.timedelta(seconds=round(tokens_left / tokens_per_second))
+            text += f", {tokens_per_second:,.0f} tokens/s, {left} left"
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(text)

@@ -23,6 +23,7 @@ from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
 from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
 from ..records import SCHEMA, RunRecord, device_name, git_commit, versions
 from ..warm_start import WarmStart
+from .arithmetic import arithmetic
 from .engine import init_distributed, keep_freed_memory
 from .loop import Loop, Trained
 from .resume import Start, agree_on_start
@@ -42,6 +43,25 @@ def train(options: Options) -> Trained:
         print(f"data: {note}", file=sys.stderr)
     if main_rank() and options.chosen:
         print(f"--preset {options.preset} sets {', '.join(options.chosen)}", file=sys.stderr)
+    if main_rank():
+        for line in _chosen_by_machine(plan):
+            print(line, file=sys.stderr)
+    with arithmetic(plan):
+        return _train(options, data, plan)
+
+
+def _chosen_by_machine(plan: Plan) -> list[str]:
+    lines = []
+    if "overlap_comm=true" in plan.chosen:
+        lines.append(
+            f"overlap_comm: gradients are sent during the backward pass, since there are {plan.world_size} GPUs"
+        )
+    if plan.tf32 and plan.precision == "float32":
+        lines.append("tf32: float32 matrices are multiplied in TF32; --no-tf32 multiplies them in full")
+    return lines
+
+
+def _train(options: Options, data: Data, plan: Plan) -> Trained:
     config = plan.model_config()
     stopper = Stopper()
     init_distributed()
