@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from gpt2_variants import VARIANTS
 from gpt2_variants.models.modeling_base import CACHE_NAME
+from gpt2_variants.training.engine import allow_recompilations
 
 
 def stream_log_probs(model, ids):
@@ -202,6 +203,28 @@ def test_import_needs_neither_deepspeed_nor_wandb():
     code = "import gpt2_variants, sys; print(sorted({'deepspeed', 'wandb'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_48_layers_of_which_each_scales_its_attention_compile_within_the_limit(monkeypatch):
+    compile_function, graphs = torch.compile, []
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda f, options=None, **others: compile_function(
+            f, **others, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True
+        ),
+    )
+    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+    torch._dynamo.reset()
+    model = tiny("gpt2", n_layer=48, scale_attn_by_inverse_layer_idx=True)
+    allow_recompilations(48)
+    model.compile_parts(together=1)  # as under gradient checkpointing
+    for batch in (2, 1):  # full, and short
+        ids = random_ids(batch, 24)
+        model(ids, labels=ids, skip_logits=True)
+    assert len(graphs) > 64
 
 
 def test_compiled_blocks_have_no_graph_breaks_and_give_the_same_gradients(variant, monkeypatch):

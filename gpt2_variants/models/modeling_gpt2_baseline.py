@@ -6,6 +6,9 @@ from .modeling_base import VariantLMHeadModel
 
 
 class GPT2BaselineLMHeadModel(VariantLMHeadModel):
-    """`GPT2LMHeadModel`, bit for bit, with the loss head that every variant shares."""
+    """`GPT2LMHeadModel` with the loss head that every variant shares.
+
+    Bit for bit in evaluation; in training its activation, `TrainedNewGELU`, rounds otherwise.
+    """
 
     config_class = GPT2Config

@@ -99,13 +99,22 @@ def make_engine(plan: Plan, warm: WarmStart | None = None, universal: bool = Fal
         lr_scheduler=schedule,
     )
     if plan.compile:
-        # in training and evaluation, of full and short batches: more kinds than dynamo's 8, beyond which it would go on
-        # without compiling
-        torch._dynamo.config.recompile_limit = 64
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        allow_recompilations(plan.model_config().n_layer)
         engine.module.compile_parts()
     seed_everything(plan.seed + engine.global_rank)  # dropout differs between ranks
     return engine, Float32Masters(engine, unrounded)
+
+
+def allow_recompilations(num_layers: int) -> None:
+    """Let `torch.compile` make as many kinds of blocks as a run needs; beyond that it fails, not goes on without.
+
+    There are kinds for training and evaluation, for full and short batches, and with `scale_attn_by_inverse_layer_idx`
+    for each layer: more than the 8 of one function, and 256 of it in all, that dynamo allows.
+    """
+    limit = max(64, 8 * num_layers)
+    torch._dynamo.config.recompile_limit = limit
+    torch._dynamo.config.accumulated_recompile_limit = max(256, limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def use_apex_layer_norm(model: nn.Module) -> None:
