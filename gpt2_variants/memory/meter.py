@@ -7,6 +7,7 @@ model through torch.compile, up to where inductor would write kernels.
 import contextlib
 import copy
 import functools
+import itertools
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def faked_step(
     backend = "eager" if config._attn_implementation == "eager" else "sdpa"
     if backend == "sdpa":
         config.attn_pdrop = 0.0  # on a CPU it would not be fused
-    meter = _Meter()
+    meter = _Meter(dtype.itemsize)
     try:
         with (
             _as_on_cuda(),
@@ -109,6 +110,9 @@ def _take_step(model: VariantLMHeadModel, ids: torch.Tensor, meter: "_Meter") ->
 class _Meter(TorchDispatchMode):
     """Adds up the storages that operators make, until they are freed.
 
+    Args:
+        width: bytes of the model's own numbers.
+
     Attributes:
         live: bytes at present, without gradients.
         gradients: bytes of those of parameters so far.
@@ -123,8 +127,9 @@ class _Meter(TorchDispatchMode):
         """Let torch.compile work inside."""
         return True
 
-    def __init__(self):
+    def __init__(self, width: int):
         super().__init__()
+        self.width = width
         self.live = self.gradients = 0
         self.most_by_gradients: dict[int, int] = {}
         self.compiled = False
@@ -181,6 +186,44 @@ def _of_a_library(operator: Any) -> bool:
     return name.startswith(OF_LIBRARIES)
 
 
+def _waiting(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """What is used again after a library has been called meanwhile: it cannot be fused with all of its uses."""
+    calls = list(itertools.accumulate(_is_library_call(node) for node in graph.nodes))
+    before = dict(zip(graph.nodes, calls, strict=True))
+    return {node for node in graph.nodes if any(before[user] > before[node] for user in node.users)}
+
+
+def _is_library_call(node: torch.fx.Node) -> int:
+    return int(node.op == "call_function" and hasattr(node.target, "name") and _of_a_library(node.target))
+
+
+class _Interpreter(torch.fx.Interpreter):
+    """Runs a graph, and counts what inductor would keep in memory between its kernels.
+
+    What is wider than the model's own numbers is not kept, but computed again from those that it was made from.
+    """
+
+    def __init__(self, graph: torch.fx.GraphModule, meter: _Meter, waiting: set[torch.fx.Node]):
+        super().__init__(graph)
+        self._meter, self._waiting = meter, waiting
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        inputs = [self.env[node] for node in n.all_input_nodes]  # some of which are freed afterwards
+        out = super().run_node(n)
+        if isinstance(out, torch.Tensor) and not _is_library_call(n):
+            if out.dtype.itemsize > self._meter.width:
+                out.made_from = [x for tensor in inputs for x in self._narrow(tensor, out.numel())]  # type: ignore
+            elif n in self._waiting:
+                self._meter.count(out)
+        return out
+
+    def _narrow(self, value: Any, numel: int) -> list[torch.Tensor]:
+        """What a wide tensor of `numel` numbers is to be made from again, of an input `value` of its maker."""
+        if not isinstance(value, torch.Tensor) or value.numel() != numel:
+            return []  # as of a norm's mean, which is kept as it is
+        return getattr(value, "made_from", []) if value.dtype.itemsize > self._meter.width else [value]
+
+
 @contextlib.contextmanager
 def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(place, name)
@@ -217,10 +260,12 @@ def _compiled_without_kernels(meter: _Meter) -> Iterator[None]:
     from torch._inductor import compile_fx
 
     def run_graph(graph: torch.fx.GraphModule, _: Any, **kwargs: Any) -> Any:
+        waiting = _waiting(graph.graph)
+
         def run(args: list) -> Any:
             outside, meter.compiled = meter.compiled, True
             try:
-                out = torch.fx.Interpreter(graph).boxed_run(args)
+                out = _Interpreter(graph, meter, waiting).boxed_run(args)
             finally:
                 meter.compiled = outside
             meter.count(out)
