@@ -100,34 +100,26 @@ def within(row: Row, own: dict[str, float], allowed: dict[str, float], dtype: to
     }
 
 
-def against_float64(variant: str, day: Day) -> list[Row]:
-    """Loss and gradients of a variant in training, without dropout, in float32 and bf16."""
-    ids, rows = token_ids(day.scale.model), []
-    for dtype in DTYPES:
-        model = make_model(variant, day.scale.model, dtype)
-        exact = loss_and_gradients(copy.deepcopy(model).double(), ids)
-        on_cpu = errors(loss_and_gradients(model, ids), exact)
-        model.to(day.device)
-        here = errors(loss_and_gradients(model, ids.to(day.device)), exact)
-        rows.append(within({"what": variant, "loss": exact[0]}, here, on_cpu, dtype))
-    return rows
+def against_float64(variant: str, compiled: bool, day: Day) -> list[Row]:
+    """Loss and gradients of a variant in training, without dropout, in float32 and bf16.
 
-
-def compiled_as_eager(variant: str, day: Day) -> list[Row]:
-    """Loss and gradients by compiled parts, against float64; what is allowed is told by the model as it is."""
+    Compiled, without the diffusion's noise too, which is drawn in another order there.
+    """
     ids, rows = token_ids(day.scale.model), []
     for dtype in DTYPES:
         model = make_model(variant, day.scale.model, dtype)
         for name, parameter in model.named_parameters():
-            if name.endswith("diffusion_param"):
-                nn.init.zeros_(parameter)  # compiled, noise is drawn in another order
+            if compiled and name.endswith("diffusion_param"):
+                nn.init.zeros_(parameter)
         exact = loss_and_gradients(copy.deepcopy(model).double(), ids)
+        on_cpu = errors(loss_and_gradients(model, ids), exact)
         model.to(day.device)
-        eager = errors(loss_and_gradients(model, ids.to(day.device)), exact)
-        torch._dynamo.reset()
-        model.compile_parts()
-        compiled = errors(loss_and_gradients(model, ids.to(day.device)), exact)
-        rows.append(within({"what": f"{variant}, compiled", "loss": exact[0]}, compiled, eager, dtype))
+        if compiled:
+            torch._dynamo.reset()
+            model.compile_parts()
+        here = errors(loss_and_gradients(model, ids.to(day.device)), exact)
+        what = f"{variant}{', compiled' if compiled else ''}"
+        rows.append(within({"what": what, "loss": exact[0]}, here, on_cpu, dtype))
     return rows
 
 
@@ -199,18 +191,23 @@ def by_cudnn(run: Callable[[Day], list[Row]], day: Day) -> list[Row]:
 
 def items(day: Day) -> list[Item]:
     """The items."""
-    every = [Item(name, functools.partial(against_float64, name), seconds=15) for name in VARIANTS]
-    compiled = [Item(f"{name}, compiled", functools.partial(compiled_as_eager, name), seconds=45) for name in FAMILIES]
+
+    def exact(name: str, compiled: bool) -> Callable[[Day], list[Row]]:
+        return functools.partial(against_float64, name, compiled)
+
+    every = [Item(name, exact(name, False), seconds=15) for name in VARIANTS]
+    compiled = [Item(f"{name}, compiled", exact(name, True), seconds=45) for name in FAMILIES]
     dropped = [
         Item(f"{name}, dropout", functools.partial(dropout_agrees, name), seconds=60)
         for name in ("gpt2", "duo_predict", "drift_diffusion")
     ]
+    by_another_kernel = {
+        "eager": exact("duo_predict", False),
+        "compiled": exact("duo_predict", True),
+        "dropout": functools.partial(dropout_agrees, "duo_predict"),
+    }
     cudnn = [
-        Item(
-            f"duo_predict, {what}, cuDNN",
-            functools.partial(by_cudnn, functools.partial(run, "duo_predict")),
-            seconds=60,
-        )
-        for what, run in (("eager", against_float64), ("compiled", compiled_as_eager), ("dropout", dropout_agrees))
+        Item(f"duo_predict, {what}, cuDNN", functools.partial(by_cudnn, run), seconds=60)
+        for what, run in by_another_kernel.items()
     ]
     return every + compiled + dropped + cudnn

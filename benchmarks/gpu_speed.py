@@ -190,8 +190,13 @@ def tuning_items(day: Day) -> list[Item]:
     asked = [(name, number, KERNELS[0]) for name in PROFILED for number in day.scale.together]
     asked += [("duo_predict", BLOCKS_TOGETHER, kernel) for kernel in KERNELS[1:]]
     return [
-        Item(f"{one[0]}, {one[1]} at a time, {one[2]}", functools.partial(compiled_together, *one), 75, alone=True)
-        for one in asked
+        Item(
+            f"{name}, {number} at a time{'' if kernel == KERNELS[0] else f', {kernel}'}",
+            functools.partial(compiled_together, name, number, kernel),
+            seconds=75,
+            alone=True,
+        )
+        for name, number, kernel in asked
     ]
 
 

@@ -69,8 +69,7 @@ def correctness_tables(rows: dict[str, list[Row]]) -> list[Table]:
             CORRECTNESS_COLUMNS,
             "grad_error_allowed",
             "Against the CPU in float64: the loss in nats; the norm of all gradients' difference over their norm; the "
-            "same of the parameter that is farthest off. Allowed: 4 times what the CPU is off in that dtype; of "
-            "compiled models, what the model is off here uncompiled.",
+            "same of the parameter that is farthest off. Allowed: 4 times what the CPU is off in that dtype.",
         ),
         (
             "Kernels, dropout, saved models",

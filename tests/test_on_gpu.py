@@ -57,7 +57,7 @@ def test_faults_are_told_at_once_a_line_each(on_gpu, capsys, tmp_path):
 
 @pytest.mark.parametrize("variant", ["drift_diffusion", "rotating_head_norm"])
 def test_a_gradient_that_is_off_shows(gpu_models, day, variant, monkeypatch):
-    rows = gpu_models.against_float64(variant, day)
+    rows = gpu_models.against_float64(variant, False, day)
     assert [(row["dtype"], row["ok"]) for row in rows] == [("float32", True), ("bfloat16", True)]
     exact = {"a": torch.tensor([3.0, 4.0]).double(), "b": torch.zeros(2).double()}
     found = {"a": torch.tensor([3.0, 4.5]).double(), "b": torch.tensor([0.0, 0.01]).double()}
