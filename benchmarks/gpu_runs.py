@@ -47,12 +47,6 @@ def python(*words: str | Path, seconds: int = 240) -> str:
     return done.stdout
 
 
-@functools.cache
-def knows(option: str) -> bool:
-    """Whether train_ds.py has the option."""
-    return option in python("train_ds.py", "--help")
-
-
 def train(day: Day, variant: str, folder: Path, *more: str | Path) -> Path:
     """A short run; its folder."""
     python("train_ds.py", "--variant", variant, *day.scale.run, "--output_dir", folder, *more)
@@ -90,8 +84,6 @@ def compared(what: str, first: Path, second: Path) -> Row:
 def repeated_and_resumed(variant: str, day: Day) -> list[Row]:
     """A run again; gone on with from its step 4; and what went on, gone on with from its step 8: each as the first."""
     needs("deepspeed", "datasets")
-    if not knows(DETERMINISTIC):
-        raise Skipped(f"train_ds.py has no option {DETERMINISTIC}")
     with tempfile.TemporaryDirectory(prefix="on-gpu-") as place:
         first, again, once, twice = (Path(place, name) for name in ("first", "again", "once", "twice"))
         train(day, variant, first, DETERMINISTIC)
