@@ -55,7 +55,6 @@ def kept_bytes(model: VariantLMHeadModel, block_size: int, checkpointing: bool =
     return two - one  # without what does not grow with the batch
 
 
-@functools.lru_cache(maxsize=64)
 def faked_step(
     model: VariantLMHeadModel,
     micro_batch: int,
@@ -71,28 +70,46 @@ def faked_step(
     Raises:
         NoEstimate: the model, a user's own, cannot be run so.
     """
+    depth = (model.config.n_layer,)
+    (step,) = faked_steps(model, depth, micro_batch, block_size, checkpointing, compiled, dtype)
+    return step
+
+
+def faked_steps(
+    model: VariantLMHeadModel,
+    depths: tuple[int, ...],
+    micro_batch: int,
+    block_size: int,
+    checkpointing: bool,
+    compiled: bool,
+    dtype: torch.dtype,
+) -> list[Step]:
+    """As `faked_step`, of models like `model` with each of `depths` layers, which are compiled once. Raises alike."""
     config = copy.deepcopy(model.config)
     backend = "eager" if config._attn_implementation == "eager" else "sdpa"
     if backend == "sdpa":
         config.attn_pdrop = 0.0  # on a CPU it would not be fused
-    meter = _Meter(dtype.itemsize)
+    meter, steps = _Meter(dtype.itemsize), []
     try:
         with (
             _as_on_cuda(),
             _compiled_without_kernels(meter) if compiled else contextlib.nullcontext(),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
-            twin = type(model)._from_config(config, dtype=dtype, attn_implementation=backend).train()
-            if checkpointing:
-                recompute_blocks(twin)
-            if compiled:
-                twin.compile_parts()
-            return _take_step(twin, torch.zeros(micro_batch, block_size, dtype=torch.long), meter)
+            for config.n_layer in depths:
+                meter.restart()
+                twin = type(model)._from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=backend).train()
+                if checkpointing:
+                    recompute_blocks(twin)
+                if compiled:
+                    twin.compile_parts()
+                steps.append(_take_step(twin, torch.zeros(micro_batch, block_size, dtype=torch.long), meter))
     except Exception as err:  # a user's model may look at values, and torch says so in many ways
         lines = str(err).strip().splitlines() or [""]
         raise NoEstimate(
             f"{type(model).__name__} does not run without data ({type(err).__name__}: {lines[0]})"
         ) from err
+    return steps
 
 
 def _take_step(model: VariantLMHeadModel, ids: torch.Tensor, meter: "_Meter") -> Step:
@@ -130,9 +147,13 @@ class _Meter(TorchDispatchMode):
     def __init__(self, width: int):
         super().__init__()
         self.width = width
+        self.compiled = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Count anew, from nothing."""
         self.live = self.gradients = 0
         self.most_by_gradients: dict[int, int] = {}
-        self.compiled = False
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,6 +1,5 @@
 """The most memory that a run takes of a GPU, and what of it a card has room for."""
 
-import copy
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import torch
 from ..models.loss_head import chunk_rows
 from ..models.modeling_base import BLOCKS_TOGETHER
 from ..ranks import has_cuda
-from .meter import Step, faked_step
+from .meter import Step, faked_steps
 from .states import Sharding, States, model_states
 
 if TYPE_CHECKING:
@@ -103,25 +102,34 @@ class Demand:
         return max((n for n in sizes if self.peak(n) <= room), default=None)
 
     def _most(self, micro_batch: int, share: float, buffers: int) -> int:
-        """As `Step.most`; counted for few sequences and for the plan's, in between on the line through both."""
+        """As `Step.most`; counted for few sequences and for the plan's, in between on the line through both.
+
+        A compiled step is counted for the plan's and, of few ones, for the most: fewer take as much less as without.
+        """
         own = self.plan.per_device_train_batch_size
-        if micro_batch <= self._kink or micro_batch >= own:
+        few = min(self._kink, own)
+        if micro_batch >= own or micro_batch == few or (micro_batch < few and not self.compiled):
             return self._counted(micro_batch, share, buffers)
-        low, high = (self._counted(n, share, buffers) for n in (self._kink, own))
-        return low + (high - low) * (micro_batch - self._kink) // (own - self._kink)
+        if micro_batch < few:
+            less, at_few = (self._uncompiled._counted(n, share, buffers) for n in (micro_batch, few))
+            return self._counted(few, share, buffers) * less // at_few
+        low, high = (self._counted(n, share, buffers) for n in (few, own))
+        return low + (high - low) * (micro_batch - few) // (own - few)
+
+    @functools.cached_property
+    def _uncompiled(self) -> "Demand":
+        return Demand(self.plan, self.model, compiled=False)
 
     def _counted(self, micro_batch: int, share: float, buffers: int) -> int:
         layers = self.model.config.n_layer
         if layers <= MORE:
-            return self._step(layers, micro_batch).most(share, buffers)
-        few, more = (self._step(n, micro_batch).most(share, buffers) for n in (FEW, MORE))
+            (step,) = self._steps((layers,), micro_batch)
+            return step.most(share, buffers)
+        few, more = (step.most(share, buffers) for step in self._steps((FEW, MORE), micro_batch))
         return few + (more - few) * (layers - FEW) // (MORE - FEW)
 
     @functools.cache  # noqa: B019  # a few small values, of an object that lives as long as its caller
-    def _step(self, layers: int, micro_batch: int) -> Step:
-        config = copy.deepcopy(self.model.config)
-        config.n_layer = layers
-        with torch.device("meta"):
-            model = type(self.model)._from_config(config, attn_implementation=self.plan.attn_implementation)
-        checkpointing = self.plan.gradient_checkpointing
-        return faked_step(model, micro_batch, self.plan.block_size, checkpointing, self.compiled, self._dtype)
+    def _steps(self, depths: tuple[int, ...], micro_batch: int) -> list[Step]:
+        plan = self.plan
+        how = (plan.gradient_checkpointing, self.compiled, self._dtype)
+        return faked_steps(self.model, depths, micro_batch, plan.block_size, *how)
