@@ -84,8 +84,8 @@ class VariantModel(ScaledInit, GPT2Model):
             if self.block_class is not None:
                 self.h[layer_idx] = self.block_class(config, layer_idx=layer_idx)
             self._replace_parts(self.h[layer_idx], layer_idx)
-        self.group = BlockGroup()
-        self.compiled_together = 0  # how many blocks `group` is compiled for; 0: it is not
+        self.block_group = BlockGroup()
+        self.compiled_together = 0  # how many blocks `block_group` is compiled for; 0: it is not
         own = (self.block_class, self.attention_class, self.mlp_class, self.norm_class)
         if any(part is not None for part in (*own, self.position_class, self.embedding_class)):
             self.post_init()  # initialises what was replaced
@@ -189,7 +189,7 @@ class VariantModel(ScaledInit, GPT2Model):
         """
         if together < 1 or (together > 1 and together % 2):
             raise ValueError(f"together={together}: 1 or an even number of blocks is allowed")
-        for part in (*self.h, self.group):
+        for part in (*self.h, self.block_group):
             part.compile(options=FUSION)
         self.compiled_together = together
 
@@ -198,5 +198,5 @@ class VariantModel(ScaledInit, GPT2Model):
         if size < 2 or (self.gradient_checkpointing and self.training):
             return self.run_blocks(blocks, hidden, *args, **kwargs)
         for first in range(0, len(blocks), size):
-            hidden = self.group(self.run_blocks, blocks[first : first + size], hidden, *args, **kwargs)
+            hidden = self.block_group(self.run_blocks, blocks[first : first + size], hidden, *args, **kwargs)
         return hidden
