@@ -142,13 +142,15 @@ class VariantModel(ScaledInit, GPT2Model):
             cache = DynamicCache(config=self.config)
         if use_cache and self.config.add_cross_attention and not isinstance(cache, EncoderDecoderCache):
             cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
+        given_positions = position_ids
         if position_ids is None:
             first = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(given_shape[-1], device=inputs_embeds.device) + first).unsqueeze(0)
         hidden = inputs_embeds + self.wpe(position_ids)
         if attention_mask is not None and attention_mask.ndim < 4:
             attention_mask = attention_mask.view(len(inputs_embeds), -1)
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
+        # It looks into given positions for packed sequences, for which a GPU would have to be waited for
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, given_positions)
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states=encoder_hidden_states
