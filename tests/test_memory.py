@@ -233,6 +233,7 @@ def test_a_run_that_will_not_fit_says_so_before_it_starts(size, tiny_run, tmp_pa
         assert not lines
 
 
+@pytest.mark.slow
 def test_the_table_of_a_dry_run(tiny_run, tmp_path, capsys):
     """Each figure of a row is the estimate of that number of GPUs, in GiB; the run's own stage is marked."""
     options = ["--variant", "duo_predict", *tiny_run, "--output_dir", str(tmp_path / "run"), "--dry_run"]

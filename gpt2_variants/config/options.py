@@ -114,8 +114,7 @@ class Options:
     auto_micro_batch: bool = option(
         False,
         group="how to train",
-        help="the most sequences per GPU and forward pass that fit its memory by estimate, with gradients accumulated: "
-        "the same batch, the same curve",
+        help="as many sequences per GPU and pass as fit, by estimate; same batch",
     )
     num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
     max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
@@ -124,7 +123,7 @@ class Options:
     deterministic: bool = option(
         False,
         group="how to train",
-        help="repeatable operators only, also on CUDA; slower, and one that has no such way ends the run",
+        help="repeatable operators alone, also on CUDA; slower",
     )
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(
