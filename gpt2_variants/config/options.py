@@ -109,7 +109,7 @@ class Options:
         group="how to train", rule=COUNT, help="the same in evaluations (default: as in training)"
     )
     gradient_accumulation_steps: int = option(
-        group="how to train", rule=COUNT, help="forward passes per optimizer step (default: what the batch needs)"
+        group="how to train", rule=COUNT, help="passes per optimizer step (default: what the batch needs)"
     )
     auto_micro_batch: bool = option(
         False,
@@ -127,7 +127,7 @@ class Options:
     )
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(
-        group="how to train", help="torch.compile of the blocks and the loss (default: on CUDA, but for ZeRO 3)"
+        group="how to train", help="torch.compile blocks and loss (default: on CUDA, not for ZeRO 3)"
     )
     apex: str = option(group="how to train", help="NVIDIA apex's fused kernels in place of PyTorch's", choices=APEX)
     seed: int = option(
@@ -148,7 +148,7 @@ class Options:
     output_dir: str = option(group="what comes out", help="the run's folder (default: runs/<variant>)")
     resume_from_checkpoint: str = option(
         group="what comes out",
-        help="auto: the newest whole one of --output_dir, or the start; or a run's folder, or a checkpoint; what is "
+        help="auto: the newest whole one of --output_dir, or the start; or a run's folder or checkpoint; what is "
         "not asked for stays as it was",
     )
     report_to: tuple = option(
