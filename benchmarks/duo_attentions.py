@@ -27,6 +27,7 @@ from gpt2_variants.models.modeling_duo_predict import (
 from gpt2_variants.registry import VARIANTS
 
 OURS, FLASH, BLOCKS, DENSE, FLEX = "ours", "ours by the flash kernel", "ours by blocks", "dense mask", "FlexAttention"
+CUDNN = "ours by cuDNN's kernel"
 REPEATS = {"cuda": 20}  # calls in a round; elsewhere 1
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -85,7 +86,7 @@ def missing(way: str, dtype: torch.dtype, dropout: float) -> str | None:
         return "the kernel has no dropout on a CPU"
     if way == FLEX and dropout:
         return "has no dropout"
-    if way == FLEX and not on_cuda:
+    if way in (FLEX, CUDNN) and not on_cuda:
         return "CUDA only"
     return None
 
@@ -106,7 +107,8 @@ def make_attention(way: str, num_tokens: int, dropout: float, device: torch.devi
         length, compiled = 2 * num_tokens - 1, torch.compile(flex_attention, dynamic=False)
         block_mask = create_block_mask(sees(num_tokens, True), None, None, length, length, device=device.type)
         return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
-    return lambda q, k, v: duo_attention(q, k, v, num_tokens, True, dropout)
+    kernel = "cudnn" if way == CUDNN else "flash"
+    return lambda q, k, v: duo_attention(q, k, v, num_tokens, True, dropout, kernel=kernel)
 
 
 def inputs(shape: Shape) -> list[torch.Tensor]:

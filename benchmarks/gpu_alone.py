@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import duo_attentions
 import loss_heads
 from gpt2_variants.models import loss_head
-from gpt2_variants.models.duo_attention import duo_attention
 from gpu_items import Day, Item, Row, Skipped
 from results_page import Column
 
@@ -24,7 +23,6 @@ BACKENDS = {
     "math": "MATH",
 }
 FLEX = "flex"
-DUO_CUDNN = "ours by cuDNN's kernel"
 # how torch begins where a backend does not take what it is given
 NO_KERNEL = ("No available kernel", "No viable backend")
 DROPOUTS = (0.0, 0.1)
@@ -122,24 +120,17 @@ def flex_attention(tokens: int, device: torch.device):
 
 
 def duo_attention_by(way: str, day: Day) -> list[Row]:
-    """Duo-predict's attention in bf16, without and with dropout, by a way of `duo_attentions` or by cuDNN's kernel."""
+    """Duo-predict's attention in bf16, without and with dropout, by a way of `duo_attentions`."""
     batch, heads, tokens, size = day.scale.duo_attention
     shape, rows = duo_attentions.Shape(batch, heads, tokens, size), []
     *qkv, grad = (x.to(torch.bfloat16) for x in duo_attentions.inputs(shape))
     qkv = [x.requires_grad_() for x in qkv]
-    if way == DUO_CUDNN and day.device.type != "cuda":
-        raise Skipped("on CUDA only")
     reasons = []
     for dropout in DROPOUTS:
         if reason := duo_attentions.missing(way, torch.bfloat16, dropout):
             reasons.append(f"dropout {dropout}: {reason}")
             continue
-        if way == DUO_CUDNN:
-            attend = functools.partial(
-                duo_attention, num_tokens=tokens, neighbour=True, dropout=dropout, kernel="cudnn"
-            )
-        else:
-            attend = duo_attentions.make_attention(way, tokens, dropout, day.device)
+        attend = duo_attentions.make_attention(way, tokens, dropout, day.device)
 
         def forward(attend: duo_attentions.Attention = attend) -> torch.Tensor:
             return attend(*qkv)
@@ -179,7 +170,7 @@ def head_by_rows(rows_at_once: int, day: Day) -> list[Row]:
 def attention_items(day: Day) -> list[Item]:
     """The items of attention."""
     found = [Item(name, functools.partial(attention_by, name), 20) for name in (*BACKENDS, FLEX)]
-    ways = (duo_attentions.OURS, DUO_CUDNN, duo_attentions.DENSE, duo_attentions.FLEX)
+    ways = (duo_attentions.OURS, duo_attentions.CUDNN, duo_attentions.DENSE, duo_attentions.FLEX)
     return [*found, *(Item(f"duo: {way}", functools.partial(duo_attention_by, way), 30) for way in ways)]
 
 

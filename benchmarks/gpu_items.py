@@ -91,6 +91,7 @@ FULL = Scale(
     run=SHORT_RUN,
     curve=("--preset", "seed", "--max_steps", "300", "--eval_steps", "100", "--save_steps", "300"),
 )
+TINY_RUN = (*SHORT_RUN, "--model_args", "n_layer=1", "n_embd=32", "n_head=2", "--train_batch_size", "4")
 TINY = Scale(
     name="tiny",
     model=ModelShape(n_layer=2, n_embd=32, n_head=2, vocabulary=67, tokens=12, sequences=2),
@@ -111,8 +112,8 @@ TINY = Scale(
         *("--size", "pico", "--dtype", "float32", "--batch_sizes", "2", "--prompt_length", "8"),
         *("--new_tokens", "2", "--rounds", "1"),
     ),
-    run=(*SHORT_RUN, "--model_args", "n_layer=1", "n_embd=32", "n_head=2", "--train_batch_size", "4"),
-    curve=(*SHORT_RUN, "--model_args", "n_layer=1", "n_embd=32", "n_head=2", "--train_batch_size", "4"),
+    run=TINY_RUN,
+    curve=TINY_RUN,
 )
 SCALES = {scale.name: scale for scale in (FULL, TINY)}
 

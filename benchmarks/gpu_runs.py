@@ -7,7 +7,6 @@ plain loop; where `datasets` is missing there are no data either.
 import functools
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,9 +37,8 @@ def python(*words: str | Path, seconds: int = 240) -> str:
     Raises:
         RuntimeError: its exit code is not 0; with the end of what it said.
     """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-1:]
         raise RuntimeError(f"{' '.join(map(str, words[:3]))} ... ended with exit code {done.returncode}: {said}")
@@ -64,12 +62,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+def equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether the same names have the same values, bit for bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def compared(what: str, first: Path, second: Path) -> Row:
     """Whether two runs have the same losses and the same weights at their end, bit for bit."""
     ours, theirs = losses(first), losses(second)
     both = sorted(ours.keys() & theirs.keys())
-    a, b = weights(first), weights(second)
-    equal = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    equal = equal_weights(weights(first), weights(second))
     steps = [step for step in both if ours[step] == theirs[step]]
     return {
         "what": what,
@@ -103,8 +105,7 @@ def exported_and_generating(variant: str, day: Day) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="on-gpu-") as place:
         run, out = train(day, variant, Path(place, "run")), Path(place, "exported")
         python("-m", "gpt2_variants", "export", "--checkpoint", run, "--output_dir", out)
-        ours, theirs = weights(run), load_file(out / "model.safetensors")
-        equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        equal = equal_weights(weights(run), load_file(out / "model.safetensors"))
         asked = ("--prompt", "The", "--max_new_tokens", "8")
         text = python("-m", "gpt2_variants", "generate", "--model", out, *asked).strip()
     row = {"what": f"{variant}, exported, generating", "equal_weights": equal, "text": " ".join(text.split())}

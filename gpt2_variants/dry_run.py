@@ -75,7 +75,7 @@ def memory_lines(plan: Plan, model: VariantLMHeadModel, compiled: bool, gpu: Car
     demand = Demand(plan, model, compiled)
     try:
         lines = memory_table(demand)
-        other = Demand(plan, model, not compiled)
+        other = demand.uncompiled if compiled else Demand(plan, model, compiled=True)
         peaks = {d.compiled: d.peak(plan.per_device_train_batch_size) / GIB for d in (demand, other)}
     except NoEstimate as err:
         return [f"memory             no estimate: {err}"]

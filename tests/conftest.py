@@ -1,5 +1,6 @@
 """What all tests share: no network, no W&B, small thread pools, tiny models."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -37,6 +38,18 @@ def tiny(variant: str, seed: int = 0, attn_implementation: str = "sdpa", **field
     config = VARIANTS[variant].make_config("nano", 67, **{"n_positions": 48, **values})
     torch.manual_seed(seed)
     return VARIANTS[variant].model_class._from_config(config, attn_implementation=attn_implementation).eval()
+
+
+def from_benchmarks(name: str):
+    """A fixture: that module of benchmarks/, whose folder is on the path while this module's tests run."""
+
+    @pytest.fixture(scope="module", name=name)
+    def module():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(ROOT / "benchmarks")
+            yield importlib.import_module(name)
+
+    return module
 
 
 def script(path: str):

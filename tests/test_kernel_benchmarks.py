@@ -1,6 +1,5 @@
 """The benchmarks of loss head, attention and data: what they compute, report and refuse; no times are asserted."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,20 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
-
-
-def from_benchmarks(name):
-    """A fixture: that module of benchmarks/, whose folder is on the path while this module's tests run."""
-
-    @pytest.fixture(scope="module", name=name)
-    def module():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(ROOT / "benchmarks")
-            yield importlib.import_module(name)
-
-    return module
-
+from conftest import ROOT, from_benchmarks
 
 kernel_speed, loss_heads = from_benchmarks("kernel_speed"), from_benchmarks("loss_heads")
 duo_attentions, data = from_benchmarks("duo_attentions"), from_benchmarks("data")

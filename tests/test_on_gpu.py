@@ -1,6 +1,5 @@
 """The day on a GPU, rehearsed on the CPU: what its items find, and how it goes on; never how fast anything is."""
 
-import importlib
 import json
 import signal
 import subprocess
@@ -9,21 +8,9 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, from_benchmarks
 
 TINY = ["--scale", "tiny"]
-
-
-def from_benchmarks(name):
-    """A fixture: that module of benchmarks/, whose folder is on the path while this module's tests run."""
-
-    @pytest.fixture(scope="module", name=name)
-    def module():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(ROOT / "benchmarks")
-            yield importlib.import_module(name)
-
-    return module
 
 
 on_gpu, gpu_items, gpu_process = from_benchmarks("on_gpu"), from_benchmarks("gpu_items"), from_benchmarks("gpu_process")

@@ -37,10 +37,8 @@ def verdict(demand: Demand, card: Card, quick: bool = False) -> Verdict:
             hopeless=True,
         )
     try:
-        if quick and demand.compiled:
-            without = Demand(plan, demand.model, compiled=False)
-            if without.peak(plan.per_device_train_batch_size) <= card.room:
-                demand = without
+        if quick and demand.compiled and demand.uncompiled.peak(plan.per_device_train_batch_size) <= card.room:
+            demand = demand.uncompiled
         peak = demand.peak(plan.per_device_train_batch_size)
         kind = "with" if demand.compiled else "without"
         estimate = f"memory: an estimate of {peak / GIB:.1f} GiB a GPU {kind} torch.compile"

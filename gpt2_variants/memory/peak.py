@@ -111,13 +111,14 @@ class Demand:
         if micro_batch >= own or micro_batch == few or (micro_batch < few and not self.compiled):
             return self._counted(micro_batch, share, buffers)
         if micro_batch < few:
-            less, at_few = (self._uncompiled._counted(n, share, buffers) for n in (micro_batch, few))
+            less, at_few = (self.uncompiled._counted(n, share, buffers) for n in (micro_batch, few))
             return self._counted(few, share, buffers) * less // at_few
         low, high = (self._counted(n, share, buffers) for n in (few, own))
         return low + (high - low) * (micro_batch - few) // (own - few)
 
     @functools.cached_property
-    def _uncompiled(self) -> "Demand":
+    def uncompiled(self) -> "Demand":
+        """The same without torch.compile."""
         return Demand(self.plan, self.model, compiled=False)
 
     def _counted(self, micro_batch: int, share: float, buffers: int) -> int:
