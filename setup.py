@@ -18,7 +18,7 @@ setup(
     packages=[*find_packages(include=["gpt2_variants", "gpt2_variants.*"]), "gpt2_variants.ds_configs"],
     package_dir={"gpt2_variants.ds_configs": "ds_configs"},  # visible in a checkout, within the package in a wheel
     package_data={
-        "gpt2_variants": ["py.typed", "models/README.md", "report/templates/*"],
+        "gpt2_variants": ["py.typed", "*/*.md", "report/templates/*"],
         "gpt2_variants.ds_configs": ["*.json"],
     },
     entry_points={"console_scripts": ["gpt2-variants = gpt2_variants.__main__:main"]},

@@ -76,7 +76,7 @@ def test_trainer_hands_next_token_logits_to_compute_metrics(name, tmp_path):
 
 
 def lora(**options) -> LoraConfig:
-    """As the README says it: the modules that PEFT takes for GPT-2 by default."""
+    """As the page on models says it: the modules that PEFT takes for GPT-2 by default."""
     return LoraConfig(**{"target_modules": ["c_attn"], "fan_in_fan_out": True, "task_type": "CAUSAL_LM", **options})
 
 
@@ -122,9 +122,9 @@ def test_one_step_of_peft_has_the_same_loss_and_gradients_in_every_way(name, ada
         assert tuned(input_ids=ids, labels=ids).loss < wanted["loss"]
 
 
-def test_the_readmes_lines_for_peft(exports):
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from peft import .*?)```", readme, flags=re.DOTALL)
+def test_the_pages_lines_for_peft(exports):
+    page = (ROOT / ".github/USE_A_MODEL.md").read_text()
+    (code,) = re.findall(r"```python\n(from peft import .*?)```", page, flags=re.DOTALL)
     code = code.replace("runs/duo_predict/model", str(exports / "duo_predict"))
     found: dict = {}
     exec(code, found)

@@ -356,10 +356,10 @@ def test_two_nodes_give_the_curve_of_one(float32_run, two_nodes, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_slurm_script_of_the_readme(float32_run, tmp_path):
+def test_the_slurm_script_of_the_page_on_clusters(float32_run, tmp_path):
     """With stand-ins for `scontrol` and `srun` that know two nodes, both this machine, of one slot each."""
     one = train(float32_run, tmp_path / "one")
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "gpt2_variants/training/CLUSTERS.md").read_text(), flags=re.DOTALL)
     (script,) = (block for block in blocks if "#SBATCH" in block)
     asked = ["--variant", "duo_predict", *float32_run, "--output_dir", str(tmp_path / "two")]
     script = script.replace("slots=8", "slots=1").replace("--variant gpt2", shlex.join(asked))

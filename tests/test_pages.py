@@ -1,31 +1,42 @@
-"""The README's commands: those that need nothing are run, in their order; of the others it says what they need."""
+"""The pages' commands: those that need nothing are run, in their order; of the others a page says what they need."""
 
 import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, finish, launch, script
+from pages import COMMANDS, SHOWN, TEXTS, of
 
 import train_ds
 from gpt2_variants import VARIANTS, __main__
 from gpt2_variants.config.command_line import make_parser
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+README = TEXTS["README.md"]
+RESULTS = TEXTS["benchmarks/results/README.md"]
 BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data|on_gpu)\.py"
-LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
-COMMANDS = [line.split(" #")[0].strip() for line in LINES]
-RUNNABLE = [line.split(" #")[0].strip() for line in LINES if "# needs " not in line]
-
-
 INSTALLED = r"(gpt2-variants|deepspeed .*--module gpt2_variants) train "
+NEED_SOMETHING = {one.command for one in SHOWN if one.needs}
+RUNNABLE = [command for command in COMMANDS if command not in NEED_SOMETHING]
 
 
-def of(kind: str) -> list[str]:
-    return [c for c in COMMANDS if re.match(kind, c)]
+def test_every_page_is_named_here():
+    """All but the changelog and the tables that the programs write."""
+    tracked = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    written = re.compile(r"benchmarks/results/[^/]+/|\.github/CHANGELOG.md")
+    assert {name for name in tracked.stdout.split() if not written.match(name)} == TEXTS.keys()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_what_a_page_links_to_exists(page):
+    for link in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)):
+        if not link.startswith(("https://", "http://", "#")):
+            assert ((ROOT / page).parent / link.partition("#")[0]).exists(), link
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
@@ -128,7 +139,7 @@ def test_the_results_are_those_that_were_measured():
     page = (ROOT / "benchmarks/results/amd-epyc-2-cores/compare.md").read_text()
 
     def rows(text: str, heading: str) -> list[list[str]]:
-        table = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## )", text, flags=re.DOTALL | re.MULTILINE)[1]
+        table = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)[1]
         cells = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
         return cells[2:]
 
@@ -137,14 +148,14 @@ def test_the_results_are_those_that_were_measured():
 
     ladder = (ROOT / "benchmarks/results/amd-epyc-2-cores/ladder.md").read_text()
     assert all(
-        f"| {' | '.join([f'`{name}`', *cells])} |" in README for name, *cells in rows(ladder, "Compute multiplier")
+        f"| {' | '.join([f'`{name}`', *cells])} |" in RESULTS for name, *cells in rows(ladder, "Compute multiplier")
     )
     against = {(row[0], row[2]): row for row in rows(page, "Against the baseline")}
     # of several lengths the one at equal data, which stands first
     quality = {row[0].partition(", total_steps")[0]: row for row in reversed(rows(page, "Validation"))}
     rates = {row[0]: float(row[-1]) for row in rows(page, "The learning rate of each, at nano: losses")}
     cost = {row[0]: float(row[2]) for row in rows(page, "Times the baseline's cost")}
-    said = {row[0].replace("`", ""): row[1:] for row in rows(README, "Results so far") if len(row) == 9}
+    said = {row[0].replace("`", ""): row[1:] for row in rows(RESULTS, "Results so far") if len(row) == 9}
     assert {name.split(",")[0] for name in said} == VARIANTS.keys()
     for name, (rate, perplexity, data, at_data, flops, at_flops, per_token, _) in said.items():
         measured = name if name in quality else f"{name}, infill_weight=1.0"
