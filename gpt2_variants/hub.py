@@ -22,7 +22,7 @@ from .model_card import write_card
 from .pictures import save_png
 from .records import RunRecord
 from .report import plot
-from .training import checkpoint
+from .training import checkpoint, loading
 from .variant_code import VariantError, of_run
 
 
@@ -168,7 +168,7 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
         raise UsageError([f"--checkpoint {source}: {err}"]) from err
     described = chosen / checkpoint.MODEL
     try:
-        weights = checkpoint.float32_weights(chosen, manifest["cut"]["zero_stage"])
+        weights = loading.float32_weights(chosen, manifest["cut"]["zero_stage"])
     except ValueError as err:
         raise UsageError([f"--checkpoint {source}: {err}"]) from err
     except pickle.UnpicklingError as err:

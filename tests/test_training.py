@@ -25,7 +25,7 @@ from gpt2_variants import __main__ as small_commands
 from gpt2_variants.config.command_line import parse
 from gpt2_variants.data import load
 from gpt2_variants.folders import FolderLock
-from gpt2_variants.training import checkpoint, loop, stopping
+from gpt2_variants.training import checkpoint, loading, loop, stopping
 
 FLOAT32 = {"bf16": {"enabled": False}}
 
@@ -230,9 +230,7 @@ def test_weights_without_their_float32_masters_are_not_exported(change, tiny_run
     """At ZeRO stage 0 the masters carry no names: what does not round to the bf16 weights is refused."""
     options = [*tiny_run, "--deepspeed_config", ds_json(zero_optimization=zero(0)), "--max_steps", "2"]
     newest = train(options, tmp_path / "run") / "checkpoints/step-00000002"
-    assert checkpoint.float32_weights(newest, zero_stage=0).keys() == weights(tmp_path / "run").keys() - {
-        "lm_head.weight"
-    }
+    assert loading.float32_weights(newest, zero_stage=0).keys() == weights(tmp_path / "run").keys() - {"lm_head.weight"}
     file = newest / "mp_rank_00_model_states.pt"
     states = torch.load(file, weights_only=False)
     if change == "lost":
@@ -241,7 +239,7 @@ def test_weights_without_their_float32_masters_are_not_exported(change, tiny_run
         states["optimizer"]["fp32_groups"][1].reverse()
     torch.save(states, file)
     with pytest.raises(ValueError, match="no float32 master weights that belong to its"):
-        checkpoint.float32_weights(newest, zero_stage=0)
+        loading.float32_weights(newest, zero_stage=0)
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

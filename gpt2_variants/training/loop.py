@@ -21,7 +21,7 @@ from ..trackers.jsonl import JsonlTracker
 from ..trackers.registry import TRACKERS
 from ..trackers.tracker import TrackedRun, Tracker
 from ..warm_start import WarmStart
-from . import checkpoint
+from . import checkpoint, loading
 from .engine import make_engine
 from .losses import StepLosses
 from .masters import float32_state_dict
@@ -269,7 +269,7 @@ class Loop:
     def _resume(self, path: Path) -> None:
         """Take over weights, states, clock and random numbers from a checkpoint."""
         with reapply(self.engine, self.plan.ds_config, self.start.step):
-            state = (checkpoint.load_universal if self.universal else checkpoint.load)(self.engine, path)
+            state = (loading.load_universal if self.universal else loading.load)(self.engine, path)
         self.masters.refresh()
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
@@ -315,4 +315,4 @@ class Loop:
             return None
         kept = self.root / checkpoint.name_of(self.best["step"])
         print(f"the best evaluation was at step {self.best['step']}: {kept} is exported", file=sys.stderr)
-        return checkpoint.float32_weights(kept, checkpoint.read_manifest(kept)["cut"]["zero_stage"])
+        return loading.float32_weights(kept, checkpoint.read_manifest(kept)["cut"]["zero_stage"])
