@@ -66,6 +66,7 @@ def export(
         _add_mask(tokenizer, mask_token_id, aside)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of an export that was killed while it removed it
         os.rename(folder, old)
     os.rename(aside, folder)
     shutil.rmtree(old, ignore_errors=True)

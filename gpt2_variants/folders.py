@@ -1,13 +1,22 @@
 """The folders that commands make and runs live in."""
 
+import errno
 import fcntl
 import os
 import platform
+import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+TEMPORARY = ".tmp-"  # what a checkpoint's folder is called while it is written, or removed
+# What a start leaves that ended before its first step, beside empty files and folders.
+_BEGUN = (LOCK, ".run.json.tmp", ".ds_config.json.tmp", f".{METRICS}.tmp")
 
 
 def write_aside(path: Path, text: str) -> None:
@@ -17,16 +26,102 @@ def write_aside(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk its room is needed
+        raise
+    sync(path.parent)  # the rename itself
+
+
+def sync(folder: Path) -> None:
+    """Put on the disk what a folder names."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
+
+
+def remove_aside(folder: Path) -> None:
+    """Remove a folder, so that under its name it is whole or gone whenever the process dies.
+
+    It is renamed first, to a name that begins with `TEMPORARY`.
+    """
+    aside = folder.with_name(f"{TEMPORARY}removed-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    shutil.rmtree(aside)
+
+
+def kept_aside(path: Path) -> Path:
+    """Rename a damaged file (or folder) to `NAME.damaged-001`, or the next free number; its new name."""
+    taken = [
+        int(number) for other in path.parent.glob(f"{path.name}.damaged-*") if (number := other.name[-3:]).isdigit()
+    ]
+    aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1:03d}")
+    os.rename(path, aside)
+    return aside
+
+
+def only_leftovers(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a start of ours leaves that ended before its first step."""
+    return all(_is_leftover(path) for path in folder.iterdir())
+
+
+def _is_leftover(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return path.name == CHECKPOINTS and all(
+            child.name.startswith((TEMPORARY, ".latest.")) for child in path.iterdir()
+        )
+    return path.name in _BEGUN or (path.name == METRICS and holds_nothing(path))
+
+
+def holds_nothing(file: Path) -> bool:
+    """Whether a file is empty, or holds blanks alone, or the zeros that a machine leaves which crashed."""
+    with file.open("rb") as stream:
+        return all(not block.strip(b"\0 \r\n") for block in iter(lambda: stream.read(1 << 16), b""))
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What a disk refused, in words with the cure: it is full, or may not be written; None of any other error.
+
+    The errors that led to `error` are looked at too, and what libraries that are not Python's say of one.
+    """
+    for found in _chain(error):
+        number = found.errno if isinstance(found, OSError) else None
+        if number is None and (told := re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(found))):
+            number = int(told[1] or told[2])
+        if number in _REFUSED:
+            name = getattr(found, "filename", None)
+            what, cure = _REFUSED[number]
+            return f"{what}{f' ({name})' if isinstance(name, str) else ''}; {cure}"
+    return None
+
+
+_REFUSED = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room, or ask for more"),
+    errno.EFBIG: ("a file may not become as large as is needed", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the disk can only be read", "mount it for writing"),
+    errno.EACCES: ("permission was denied", "give the permission"),
+    errno.EPERM: ("permission was denied", "give the permission"),
+    errno.EIO: ("the disk failed", "see what the system says of it (dmesg)"),
+}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def new_folder_faults(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import hub_client, nodes, warm_start
 from ..data import check_source
 from ..faults import UsageError
-from ..folders import LOCK
+from ..folders import only_leftovers
 from ..ranks import has_cuda, main_rank, world_size
 from ..records import never_began
 from ..trackers.registry import TRACKERS
@@ -185,7 +185,7 @@ def _place_faults(run: Options) -> list[str]:
             f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
             "--resume_from_checkpoint auto"
         ]
-    if out.is_dir() and {p.name for p in out.iterdir()} - {LOCK} and not (out / "run.json").exists():
+    if out.is_dir() and not (out / "run.json").exists() and not only_leftovers(out):
         return [f"--output_dir {out}: is not empty and holds no run; give a new folder"]
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):

@@ -2,7 +2,8 @@
 
 DeepSpeed writes `latest` before all ranks are done, and loads whatever it finds. So: every checkpoint is written aside
 under a temporary tag, gets a manifest with the size and hash of each file, and is renamed; `latest` is replaced
-atomically. Loading verifies the manifest, and falls back to the newest checkpoint that is whole.
+atomically. One that is deleted is renamed to a temporary tag first. Loading verifies the manifest, and falls back to
+the newest checkpoint that is whole.
 """
 
 import hashlib
@@ -15,13 +16,12 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
-from ..folders import write_aside
+from ..folders import TEMPORARY, remove_aside, sync, write_aside
 from ..ranks import decided_by_rank_0
 
 MANIFEST = "manifest.json"
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
 NOT_FINITE = "not_finite.txt"  # the file within a checkpoint that says what came of going on from it
-TEMPORARY = ".tmp-"
 
 
 class CheckpointError(RuntimeError):
@@ -84,11 +84,16 @@ def save(
 def _make_room(root: Path, at_least_bytes: int) -> str | None:
     """Remove what an unfinished checkpoint left; what is missing for a new one, in words."""
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(TEMPORARY + "*"):
-        shutil.rmtree(stale)
+    clean(root)
     if (free := shutil.disk_usage(root).free) < at_least_bytes:
         return f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"
     return None
+
+
+def clean(root: Path) -> None:
+    """Remove what a killed process left under `root`: checkpoints half written, half deleted, or half converted."""
+    for stale in root.glob(TEMPORARY + "*"):
+        shutil.rmtree(stale)
 
 
 def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -98,9 +103,11 @@ def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
             digest = _sha256(f)
             os.fsync(f.fileno())
         files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    for folder in (p for p in temporary.rglob("*") if p.is_dir()):
+        sync(folder)
     write_aside(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
     if final.exists():  # a broken one of the same step, which this run fell back from
-        shutil.rmtree(final)
+        remove_aside(final)
     os.rename(temporary, final)
 
 
@@ -114,13 +121,14 @@ def _sha256(f: BinaryIO) -> str:
 def _prune(root: Path, keep: int, keep_too: int | None) -> None:
     others = [path for path in root.glob("step-*") if keep_too is None or path.name != name_of(keep_too)]
     for old in sorted(others)[:-keep]:
-        shutil.rmtree(old)
+        remove_aside(old)
 
 
-def set_aside(root: Path, first_step: int) -> Path | None:
+def set_aside(root: Path, first_step: int, beside: Path) -> Path | None:
     """Move the checkpoints under `root` from `first_step` on to a new folder there; that folder, None if none is.
 
-    Nothing takes them for checkpoints of the run any more, and nothing deletes them.
+    Nothing takes them for checkpoints of the run any more, and nothing deletes them. The file `beside` is copied there
+    first. The newest is moved first: what is left after a kill are the checkpoints up to some step, as before.
     """
     later = [path for path in sorted(root.glob("step-*")) if path.name >= name_of(first_step)]
     if not later:
@@ -128,7 +136,9 @@ def set_aside(root: Path, first_step: int) -> Path | None:
     number = 1 + max((int(path.name.rpartition("-")[2]) for path in root.glob("set-aside-*")), default=0)
     aside = root / f"set-aside-{number:03d}"
     aside.mkdir()
-    for path in later:
+    if beside.is_file():
+        shutil.copy2(beside, aside)
+    for path in reversed(later):
         path.rename(aside / path.name)
     if left := sorted(root.glob("step-*")):
         write_aside(root / "latest", left[-1].name)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .checkpoint import TEMPORARY
+from ..folders import TEMPORARY
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from ..config.plan import Plan, as_dict
 from ..data import Data, GlobalBatchSampler, data_loader, eval_batches
 from ..evaluation import evaluate
+from ..folders import CHECKPOINTS, METRICS
 from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
@@ -50,7 +50,7 @@ class Loop:
         self.record, self.stopper = record, stopper
         self.config = plan.model_config()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.root = folder / "checkpoints"
+        self.root = folder / CHECKPOINTS
         resharded = start.checkpoint is not None and start.sharding != plan.sharding()
         self.universal = resharded and plan.zero_stage > 0
         self.engine, self.masters = make_engine(plan, warm, self.universal)
@@ -64,6 +64,9 @@ class Loop:
 
     def run(self) -> Trained:
         """Train from the start or the checkpoint to the end, or until a signal or a loss that is not finite."""
+        if self.rank == 0:
+            checkpoint.clean(self.root)
+        dist.barrier()
         if self.start.checkpoint is not None:
             self._resume(self.start.checkpoint)
         if self.rank == 0:
@@ -285,11 +288,9 @@ class Loop:
         """Move what checkpoints are in the folder beside those that lead here, with the metrics so far. On rank 0."""
         path = self.start.checkpoint
         own = path is not None and path.parent == self.root.resolve()
-        aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0)
+        aside = checkpoint.set_aside(self.root, self.step + 1 if own else 0, self.folder / METRICS)
         if aside is None:
             return
-        if (metrics := self.folder / "metrics.jsonl").is_file():
-            shutil.copy2(metrics, aside)
         print(f"{aside}: the checkpoints after step {self.step if own else 0}, which do not lead here", file=sys.stderr)
 
     def _open_trackers(self) -> list[Tracker]:
@@ -302,7 +303,7 @@ class Loop:
             remember=self.record.update,
         )
         named = [TRACKERS[name].open(tracked) for name in self.plan.report_to]
-        return [JsonlTracker(self.folder / "metrics.jsonl", self.step), *named]
+        return [JsonlTracker(self.folder / METRICS, self.step), *named]
 
     def _weights_to_export(self) -> dict[str, torch.Tensor] | None:
         """The float32 weights of the last step or, if asked for, of the best evaluation, on rank 0; and its figures."""
