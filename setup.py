@@ -21,7 +21,7 @@ setup(
         "gpt2_variants": ["py.typed", "*/*.md", "report/templates/*"],
         "gpt2_variants.ds_configs": ["*.json"],
     },
-    entry_points={"console_scripts": ["gpt2-variants = gpt2_variants.__main__:main"]},
+    entry_points={"console_scripts": ["gpt2-variants = gpt2_variants.__main__:script"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

@@ -1,14 +1,14 @@
 """The commands, as `gpt2-variants COMMAND` or `python -m gpt2_variants COMMAND`: train, list, generate and others."""
 
 import argparse
-import os
 import sys
+from typing import NoReturn
 
 from .commands import COMMANDS
 from .config.command_line import Parser
 from .data import DataError
+from .ending import end_with
 from .faults import UsageError
-from .train_command import leave
 from .train_command import main as train
 
 _PROGRAM = "python -m gpt2_variants"
@@ -66,11 +66,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader has gone, as with `| head`; Python would complain once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return code or 0
 
 
+def script() -> NoReturn:
+    """`gpt2-variants` and `python -m gpt2_variants`: run one command and end the process."""
+    end_with(main)
+
+
 if __name__ == "__main__":
-    leave(main())
+    script()

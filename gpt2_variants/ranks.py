@@ -1,5 +1,6 @@
 """Which rank this process is, of how many, on what; and what rank 0 decides for all."""
 
+import datetime
 import os
 import sys
 from collections.abc import Callable
@@ -38,12 +39,16 @@ def use_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def decided_by_rank_0(decide: Callable[[], T]) -> T:
-    """Return on every rank what `decide` returns on rank 0. A collective.
+class RankZeroFailed(RuntimeError):
+    """Rank 0 has failed, which it says itself: the other ranks have nothing to add."""
+
+
+def decided_by_rank_0(decide: Callable[[], T], group: Any = None) -> T:
+    """Return on every rank what `decide` returns on rank 0. A collective, of the process group `group`.
 
     Raises:
         UsageError: `decide` raised it on rank 0; so that no rank waits for another.
-        RuntimeError: on the other ranks, where `decide` raised anything else on rank 0, which goes on there.
+        RankZeroFailed: on the other ranks, where `decide` raised anything else on rank 0, which goes on there.
     """
     import torch.distributed as dist
 
@@ -56,9 +61,34 @@ def decided_by_rank_0(decide: Callable[[], T]) -> T:
             told[1] = err.lines
         except Exception as err:
             told[2], error = f"{type(err).__name__}: {err}", err
-    dist.broadcast_object_list(told)
+    dist.broadcast_object_list(told, group=group)
     if told[1]:
         raise UsageError(told[1])
     if told[2]:
-        raise error or RuntimeError(f"rank 0 failed: {told[2]}")
+        raise error or RankZeroFailed(f"rank 0 failed: {told[2]}")
     return told[0]
+
+
+def while_others_wait(work: Callable[[], None]) -> None:
+    """Do `work` on rank 0, while the other ranks wait for its end, for a day at most. A collective.
+
+    DeepSpeed's launcher ends all ranks as soon as one has failed.
+
+    Raises:
+        RankZeroFailed: on the other ranks, where `work` failed on rank 0, or its process ended; the latter is said.
+    """
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return work()
+    # over the host, since NCCL does not wait for as long
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
+    try:
+        decided_by_rank_0(work, group)
+    except RankZeroFailed:
+        raise
+    except RuntimeError as err:
+        if main_rank():
+            raise
+        print(f"error: rank {dist.get_rank()}: rank 0 has ended before its work was done", file=sys.stderr)
+        raise RankZeroFailed(str(err)) from err

@@ -1,10 +1,14 @@
 """Training as a command: `train_ds.py`, and `train` of `python -m gpt2_variants` and of `gpt2-variants`."""
 
-import atexit
-import os
+import functools
+import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config.options import Options
+    from .training.outcome import Trained
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> int:
@@ -16,7 +20,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     """
     from .config.command_line import PROGRAM, parse
     from .faults import UsageError
-    from .ranks import main_rank
+    from .ranks import RankZeroFailed, main_rank
 
     try:
         run = parse(argv, program or PROGRAM)
@@ -25,7 +29,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
             from .training.trial import try_out
 
             try_out(run)
-            print(describe(run))
+            print(describe(run), flush=True)
             return 0
         from .training.session import train
 
@@ -34,26 +38,33 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         if main_rank():
             print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
         return 2
-    if trained.state_dict is not None:
-        from .hub import finish, publish
-        from .report import show
+    except RankZeroFailed:  # which has said why
+        return 1
+    except KeyboardInterrupt:
+        if main_rank():
+            print("interrupted before the first step", file=sys.stderr)
+        return 130
+    return _hand_on(run, trained) if trained.finished else trained.exit_code
 
-        finish(run, trained)
+
+def _hand_on(run: "Options", trained: "Trained") -> int:
+    """Export a finished run, show what came out, and push it if asked to. On rank 0; the others wait for the export."""
+    from .hub import finish, publish
+    from .ranks import RankZeroFailed, main_rank, while_others_wait
+    from .report import show
+
+    folder = shlex.quote(run.output_dir)
+    missing = f"the model of the finished training was not exported; --resume_from_checkpoint {folder} does that"
+    try:
+        while_others_wait(functools.partial(finish, run, trained))
+        if trained.state_dict is None:
+            return 0
+        missing = f"the model is exported; python -m gpt2_variants report {folder} shows the run"
         show(run)
-        if run.push_to_hub:
-            return publish(Path(run.output_dir))
-    return trained.exit_code
-
-
-def leave(code: int) -> NoReturn:
-    """End the process with an exit code, after all that is registered for its end; of a rank without a teardown.
-
-    Where Python takes the libraries' threads apart, a rank on a CPU aborted now and then ("terminate called without an
-    active exception") after all its work, most at ZeRO stage 3: with an exit code that looked like a failure.
-    """
-    if "torch.distributed" not in sys.modules:
-        sys.exit(code)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return publish(Path(run.output_dir)) if run.push_to_hub else 0
+    except RankZeroFailed:
+        return 1
+    except KeyboardInterrupt:
+        if main_rank():
+            print(f"interrupted: {missing}", file=sys.stderr)
+        return 130

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "__init__": {"registry"},
     "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"}
     | {"ranks"},
-    "__main__": {"commands", "config", "data", "faults", "train_command"},
+    "__main__": {"commands", "config", "data", "ending", "faults", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},
     "train_command": {"config", "faults", "ranks", "dry_run", "training", "hub", "report"},
@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "measuring": {"models"},  # for its types only
     "records": {"folders", "models"},
     "evaluation": {"models"},
-    **{alone: set() for alone in ("variant_text", "network", "nodes", "faults", "folders")},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "ending", "faults", "folders")},
 }
 
 

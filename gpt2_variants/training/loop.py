@@ -88,7 +88,7 @@ class Loop:
                 say_interrupted(self.record, signal_number, self.step, self.plan)
             trained.exit_code = 128 + signal_number
             return trained
-        trained.state_dict = self._weights_to_export()
+        trained.finished, trained.state_dict = True, self._weights_to_export()
         return trained
 
     def _train(self) -> int:

@@ -46,8 +46,8 @@ def train(options: Options) -> Trained:
     if main_rank():
         for line in _chosen_by_machine(plan):
             print(line, file=sys.stderr)
-    with arithmetic(plan):
-        return _train(options, data, plan)
+    with arithmetic(plan), contextlib.closing(Stopper()) as stopper:
+        return _train(options, data, plan, stopper)
 
 
 def _chosen_by_machine(plan: Plan) -> list[str]:
@@ -61,9 +61,8 @@ def _chosen_by_machine(plan: Plan) -> list[str]:
     return lines
 
 
-def _train(options: Options, data: Data, plan: Plan) -> Trained:
+def _train(options: Options, data: Data, plan: Plan, stopper: Stopper) -> Trained:
     config = plan.model_config()
-    stopper = Stopper()
     init_distributed()
     keep_freed_memory()
     folder = Path(options.output_dir)
@@ -89,14 +88,13 @@ def _train(options: Options, data: Data, plan: Plan) -> Trained:
         record.update(warm_start=str(warm))
     stopper.when_stuck(functools.partial(_say_stuck, record))
     try:
-        loop = Loop(plan, data, folder, record, stopper, warm, start)
-        return dataclasses.replace(loop.run(), lock=lock)
+        trained = Loop(plan, data, folder, record, stopper, warm, start).run()
+        stopper.wait_for_all()
+        return dataclasses.replace(trained, lock=lock)
     except BaseException as err:
         with contextlib.suppress(OSError):  # on a full disk the status stays as it was
             record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
         raise
-    finally:
-        stopper.close()
 
 
 def prepare(options: Options) -> tuple[Data, Plan]:

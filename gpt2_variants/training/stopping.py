@@ -23,14 +23,13 @@ class Stopper:
 
     def __init__(self):
         self._signal = 0
-        self._group = None
+        self._group: Any = None
         self._parents = _launcher_chain()
         self._ended = threading.Event()
         self._received, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self._handlers_before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def when_stuck(self, say: Callable[[int], None]) -> None:
         """Call `say` with the number of a signal that has not ended the run after 25 s.
@@ -46,10 +45,15 @@ class Stopper:
         threading.Thread(target=watch, daemon=True).start()
 
     def close(self) -> None:
-        """The run is over."""
+        """The run is over: signals mean again what they meant before, and the ranks' group for them is given back."""
         self._ended.set()
-        signal.set_wakeup_fd(-1)
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
+        signal.set_wakeup_fd(self._wakeup_before)
         self._wakeup.close()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = max(self._signal, number)
@@ -60,11 +64,23 @@ class Stopper:
             self._signal = signal.SIGTERM
         if dist.get_world_size() == 1:
             return self._signal
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo")  # over the host: no synchronisation with the GPU
         flag = torch.tensor(self._signal)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._of_all())
         return int(flag)
+
+    def wait_for_all(self) -> None:
+        """Return when all ranks are here: what rank 0 still writes is written. A collective.
+
+        DeepSpeed's launcher ends the other ranks as soon as one has ended with another code than 0.
+        """
+        if dist.get_world_size() > 1:
+            dist.barrier(group=self._of_all())
+
+    def _of_all(self) -> Any:
+        """A group of all ranks over the host, for which no GPU is synchronised with; made at the first call."""
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        return self._group
 
 
 def _launcher_chain() -> tuple[int, ...]:
