@@ -1,11 +1,14 @@
 """How a process ends: its exit code, what it still does, and that no rank's end cuts off another's work."""
 
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, finish, launch, train
@@ -168,3 +171,54 @@ def test_the_other_ranks_wait_for_what_rank_0_does(case, codes, tmp_path):
     assert rank_0.splitlines()[-1:] == {"failed": ["[rank0]: OSError: disk full"]}.get(case, [])
     lost = ["error: rank 1: rank 0 has ended before its work was done"]
     assert rank_1.splitlines() == (lost if case == "killed" else [])
+
+
+# A process on one core, Gloo's threads at SCHED_IDLE: they drop their references when all else is done.
+AMPLIFIED = """
+import os, runpy, sys, threading, time
+
+os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["RANK"]) % os.cpu_count()]})
+low = set()
+
+def lower():
+    while True:
+        for task in os.listdir("/proc/self/task"):
+            try:
+                name = open(f"/proc/self/task/{task}/comm").read()
+                if task not in low and name.startswith("pt_gloo"):
+                    os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
+                    low.add(task)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it has ended meanwhile
+        time.sleep(0.05)
+
+threading.Thread(target=lower, daemon=True).start()
+import gpt2_variants.report
+gpt2_variants.report.show = lambda run: print(len(low), "threads lowered")
+end = sys.argv.pop(1)
+sys.argv[0] = "train_ds.py"
+if end == "as the script":
+    runpy.run_path("train_ds.py", run_name="__main__")
+else:
+    from gpt2_variants.train_command import main
+    sys.exit(main())
+"""
+
+
+def ends_of_amplified_runs(end: str, runs: int, options: list[str], folder: Path) -> Counter[int]:
+    """How many of the processes of so many runs of 2 ranks ended with which code."""
+    codes: Counter[int] = Counter()
+    for number in range(runs):
+        processes = launch(2, [end, *options, "--output_dir", str(folder / str(number))], ("-c", AMPLIFIED))
+        outs = [p.communicate(timeout=300)[0] for p in processes]
+        assert re.search(r"^[1-9]\d* threads lowered", outs[0], re.MULTILINE), outs
+        codes.update(p.returncode for p in processes)
+    return codes
+
+
+@pytest.mark.slow
+def test_no_run_aborts_at_its_end(tiny_run, tmp_path):
+    """24 runs of 2 ranks at ZeRO stage 3 with Gloo's threads slowed down until the processes end."""
+    options = ["--variant", "gpt2", *tiny_run, "--max_steps", "3", "--deepspeed_config", "zero3.json"]
+    runs = int(os.environ.get("AMPLIFIED_RUNS", "24"))
+    assert ends_of_amplified_runs("as the script", runs, options, tmp_path) == {0: 2 * runs}
