@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 os.environ.pop("WANDB_API_KEY", None)
@@ -165,10 +166,52 @@ def launch(ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS
     return processes
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str]]:
+def patience(seconds: float) -> float:
+    """Return how long a test may wait here and now for what takes less than `seconds` on a free core.
+
+    The wait is longer by as much as the machine is busy with other work: by the processes that want a core, and by how
+    long a moment's work takes beside them. `GPT2_VARIANTS_TEST_PATIENCE` multiplies it, for a machine that is slow.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < 0.02:
+        pass
+    busy = max(1.0, os.getloadavg()[0] / os.cpu_count(), (time.perf_counter() - wall) / (time.process_time() - cpu))
+    return seconds * busy * float(os.environ.get("GPT2_VARIANTS_TEST_PATIENCE", "1"))
+
+
+def wait_until(happened, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    """Wait until `happened()` is true; fails if `process` ends before, or if it takes more than `patience(seconds)`."""
+    began = time.monotonic()
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()
+        if time.monotonic() - began > seconds:  # the load is asked for anew: it may have risen since
+            assert time.monotonic() - began < patience(seconds), f"nothing within {patience(seconds):.0f} s"
+        time.sleep(0.02)
+
+
+def output_of(process: subprocess.Popen, seconds: float = 120) -> tuple[str, str]:
+    """(stdout, stderr) of a process that ends by itself; it is killed if that takes more than `patience(seconds)`."""
+    began = time.monotonic()
+    while True:
+        try:
+            return process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() - began > patience(seconds):
+                process.kill()
+                raise
+
+
+def run_to_end(command: list[str], seconds: float = 120, **popen) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with the output as text, for no more than `patience(seconds)`."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen) as process:
+        output = output_of(process, seconds)
+    return subprocess.CompletedProcess(command, process.returncode, *output)
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str]]:
     """(exit code, stderr) of each process; kills them all if one hangs."""
     try:
-        errors = [p.communicate(timeout=timeout)[1] for p in processes]
+        errors = [output_of(p, seconds)[1] for p in processes]
     finally:
         for p in processes:
             p.kill()

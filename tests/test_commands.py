@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, launch
+from conftest import GOLDEN, ROOT, launch, output_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS, __main__
@@ -29,7 +29,7 @@ def run(tiny_run, tmp_path_factory):
     """A finished tiny run, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     (process,) = launch(1, ["--variant", "duo_predict", *tiny_run, "--max_steps", "6", "--output_dir", str(folder)])
-    out, err = process.communicate(timeout=120)
+    out, err = output_of(process, 120)
     assert process.returncode == 0, err
     return folder, out, err
 

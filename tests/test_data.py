@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import python, write_text
+from conftest import output_of, patience, python, write_text
 
 from gpt2_variants import data, network
 from gpt2_variants.data import (
@@ -570,7 +570,7 @@ def test_a_hub_set_without_network_fails_fast(dialled, gpt2_folder, dataset):
     (fault,) = check_source(dataset, None)
     with pytest.raises(DataError) as caught:
         load(dataset, gpt2_folder, 512)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < patience(5)
     for line in (fault, str(caught.value)):
         assert_clear(
             line, "--dataset", dataset, "cannot be reached", "--dataset builtin", ".txt", "where there is a network"
@@ -583,7 +583,7 @@ def test_a_hub_tokenizer_without_network_fails_fast(dialled):
     (fault,) = check_source("builtin", "some/tokenizer")
     with pytest.raises(DataError) as caught:
         load("builtin", "some/tokenizer", 64)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < patience(5)
     for line in (fault, str(caught.value)):
         assert_clear(
             line, "--tokenizer", "some/tokenizer", "cannot be reached", "--tokenizer builtin", "tokenizer.json"
@@ -632,7 +632,11 @@ def test_a_network_that_swallows_packets_is_given_up_in_three_seconds(monkeypatc
         start = time.monotonic()
         (fault,) = check_source("some/corpus", None)
         check_source("some/corpus", None)
-        assert 2 < time.monotonic() - start < 4, "one probe, not two"
+        assert 2 < time.monotonic() - start < patience(4)
+        silent.setblocking(False)
+        silent.accept()
+        with pytest.raises(BlockingIOError):  # one probe, not two
+            silent.accept()
     assert "cannot be reached" in fault
 
 
@@ -757,14 +761,12 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch
     assert_clear(str(caught.value), "--dataset", "builtin", str(tmp_path / "file/cache"), "set GPT2_VARIANTS_CACHE")
 
 
-def test_checking_imports_nothing_heavy_and_takes_no_time(tmp_path):
+def test_checking_imports_nothing_heavy(tmp_path):
     code = """
-    import sys, time
-    start = time.monotonic()
+    import sys
     from gpt2_variants import data
     assert data.check_source("builtin", "builtin") == []
     assert len(data.check_source(sys.argv[1], sys.argv[1])) == 2
-    assert time.monotonic() - start < 1
     print({"torch", "datasets", "transformers", "tokenizers", "pyarrow"} & set(sys.modules))
     """
     command = [
@@ -796,9 +798,7 @@ def test_a_second_load_prepares_nothing(tmp_path, monkeypatch, gpt2_folder):
     first = load(path, gpt2_folder, 16)
     for name in ("_prepare", "read_source", "tokenise_parts", "cut_blocks"):
         monkeypatch.setattr(data.cache, name, None)
-    start = time.monotonic()
     second = load(path, gpt2_folder, 16)
-    assert time.monotonic() - start < 1
     assert read(second.train) == read(first.train)
     assert read(second.validation) == read(first.validation)
     assert (second.fingerprint, second.description) == (first.fingerprint, first.description)
@@ -835,7 +835,7 @@ def test_only_one_of_two_processes_prepares(tmp_path, gpt2_folder):
     print(loaded.fingerprint, len(loaded.train), loaded.train.__getitems__([3])["input_ids"].tolist())
     """
     both = [python(code, path, gpt2_folder, tmp_path, me) for me in "ab"]
-    outputs = [process.communicate(timeout=50) for process in both]
+    outputs = [output_of(process, 50) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] != ""
     assert len(list(tmp_path.glob("prepared-*"))) == 1
@@ -851,7 +851,7 @@ def test_a_killed_build_is_never_used_and_is_cleaned_up(tmp_path, gpt2_folder):
     data.load(sys.argv[1], sys.argv[2], 16)
     """
     process = python(code, path, gpt2_folder)
-    process.communicate(timeout=50)
+    output_of(process, 50)
     assert process.returncode == -signal.SIGKILL
     (half,) = (tmp_path / "cache").glob("*.building")
     assert (half / "train").is_dir()

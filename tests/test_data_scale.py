@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import python, write_text
+from conftest import output_of, python, write_text
 
 from gpt2_variants import data
 from gpt2_variants.data import load
@@ -199,7 +199,7 @@ def test_processes_may_stamp_at_once(tmp_path, cache):
     print(found)
     """
     both = [python(code, tmp_path / "source", cache) for _ in range(2)]
-    outputs = [process.communicate(timeout=50) for process in both]
+    outputs = [output_of(process, 50) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0].strip() == outputs[1][0].strip() == str({tuple(map(data.digests.file_digest, sorted(files)))})
     assert [file.suffix for file in cache.iterdir()] == [".stamps"]
@@ -228,7 +228,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def killed(code: str, *args: object) -> None:
     process = python(SMALL_PIECES + textwrap.dedent(code), *args)
-    output = process.communicate(timeout=50)
+    output = output_of(process, 50)
     assert process.returncode == -9, output
 
 
@@ -561,7 +561,7 @@ def test_more_text_takes_no_more_memory(tmp_path):
     outputs = []
     for megabytes in (32, 128):
         process = python(code, megabytes, tmp_path / str(megabytes))
-        out, err = process.communicate(timeout=300)
+        out, err = output_of(process, 300)
         assert process.returncode == 0, err
         outputs.append(tuple(map(int, out.split())))
     (small, _), (large, child) = outputs

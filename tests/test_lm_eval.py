@@ -5,13 +5,12 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from collections import Counter
 
 import pytest
 import torch
-from conftest import script, tiny
+from conftest import run_to_end, script, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2_variants import VARIANTS
@@ -152,7 +151,7 @@ def test_the_harness_scores_every_variant_as_plain_pytorch_does_at_any_batch_siz
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_DATASETS_OFFLINE": "1"}
     folders = ",".join(str(tmp_path / name) for name in VARIANTS)
     command = [sys.executable, "-c", HARNESS, folders, str(tasks)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = run_to_end(command, 900, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     figures = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("figures ")]
     assert len(figures) == 2 * len(VARIANTS)

@@ -4,11 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT, from_benchmarks
+from conftest import ROOT, from_benchmarks, patience, wait_until
 
 TINY = ["--scale", "tiny"]
 
@@ -253,23 +252,16 @@ def test_an_item_that_hangs_or_dies_takes_its_process_only(gpu_process, day, tmp
         return gpu_process.StageProcess("curve", day, tmp_path / "log")
 
     one = process()
-    assert one.ask("a", 20) == {"status": "done", "rows": ["a"]}
-    assert one.ask("b", 20)["rows"] == ["b"]
-    died = one.ask("dies", 20)
+    assert one.ask("a", patience(20)) == {"status": "done", "rows": ["a"]}
+    assert one.ask("b", patience(20))["rows"] == ["b"]
+    died = one.ask("dies", patience(20))
     assert (died["status"], died["why"]) == ("failed", "killed by SIGSEGV")
     two = process()
     hung = two.ask("hangs", 1)
     assert (hung["why"], hung["timed_out"]) == ("no answer within 1 s", True)
     child = int((tmp_path / "log").read_text())
-    for _ in range(50):  # its own child has gone with it
-        if subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True).stdout[:1] in (
-            "",
-            "Z",
-        ):
-            break
-        time.sleep(0.1)
-    else:
-        raise AssertionError(f"process {child} is still there")
+    state = ["ps", "-o", "stat=", "-p", str(child)]  # its own child has gone with it
+    wait_until(lambda: subprocess.run(state, capture_output=True, text=True).stdout[:1] in ("", "Z"))
 
 
 def test_answers_say_what_came_of_an_item(gpu_process, gpu_items, day, monkeypatch):

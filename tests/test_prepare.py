@@ -14,7 +14,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import ROOT
+from conftest import ROOT, patience, run_to_end
 from hub_server import HubServer
 
 from gpt2_variants import __main__, data, network, prepared_data
@@ -225,7 +225,7 @@ def client(home: Path, code: str, *arguments) -> subprocess.CompletedProcess:
     env |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "GPT2_VARIANTS_CACHE": str(home / "cache")}
     code = f"import sys, time\ntime.sleep = lambda seconds: None\n{code}"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return run_to_end(command, cwd=ROOT, env=env)
 
 
 def test_a_push_is_interrupted_and_repeated_and_trains_as_the_source_does(hub, text, tmp_path):
@@ -334,7 +334,7 @@ def faults(capsys, *options) -> list[str]:
     """The lines that are told; nothing may be written, nor take long."""
     start = time.monotonic()
     assert prepare(*options) == 2
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < patience(5)
     said = capsys.readouterr()
     assert said.out == ""
     assert all(line.startswith("error: --") for line in said.err.splitlines()), said.err

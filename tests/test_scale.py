@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, finish, launch, metrics, train, zero
+from conftest import ROOT, finish, launch, metrics, output_of, patience, run_to_end, train, zero
 from safetensors.torch import load_file
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
@@ -117,7 +117,7 @@ def trained(wide, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nonexistent")
         processes = launch(2, [on_two], program=("-c", code)) + launch(1, [on_one], program=("-c", code))
-    results = finish(processes, timeout=240)
+    results = finish(processes, seconds=240)
     assert [code for code, _ in results] == [0, 0, 0], "\n".join(err[-2000:] for _, err in results)
     return folder
 
@@ -239,15 +239,15 @@ def test_a_folder_that_the_nodes_do_not_share_is_found_out(tmp_path):
         sys.path.insert(0, os.getcwd())
         from gpt2_variants import nodes
         os.environ["LOCAL_SIZE"] = "1"
-        nodes.SECONDS_TO_APPEAR = 1.0
+        nodes.SECONDS_TO_APPEAR = float(sys.argv[2])
         dist.init_process_group("gloo")
         top, rank = Path(sys.argv[1]), os.environ["RANK"]
         (top / rank).mkdir()
         dist.barrier()
         print(nodes.nodes_without(top / "runs" / "new"), nodes.nodes_without(top / rank / "new"))
     """
-    processes = launch(2, [str(tmp_path)], program=("-c", code))
-    answers = [p.communicate(timeout=60) for p in processes]
+    processes = launch(2, [str(tmp_path), str(patience(1))], program=("-c", code))
+    answers = [output_of(p, 60) for p in processes]
     for p, (out, err) in zip(processes, answers, strict=True):
         assert p.returncode == 0, err
         assert out.split() == ["[]", f"[{socket.gethostname()!r}]"]
@@ -280,7 +280,7 @@ def test_torchrun_trains_on_two_ranks(float32_run, tmp_path):
     start = command("torchrun", "--standalone", "--nproc_per_node", "2")
     options = ["--variant", "duo_predict", *float32_run, "--output_dir", str(tmp_path / "two")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([*start, *options], env=env, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    out = run_to_end([*start, *options], 240, env=env, cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert json.loads((tmp_path / "two/run.json").read_text())["starts"][0]["world_size"] == 2
     assert_same_curve(one, tmp_path / "two")
@@ -338,7 +338,7 @@ def test_two_nodes_give_the_curve_of_one(float32_run, two_nodes, tmp_path):
                     cwd=ROOT,
                 )
             )
-        results = finish(processes, timeout=280)
+        results = finish(processes, seconds=280)
         assert [code for code, _ in results] == [0, 0], results
         return [err for _, err in results]
 
@@ -372,12 +372,10 @@ def test_the_slurm_script_of_the_page_on_clusters(float32_run, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
-    out = subprocess.run(
+    out = run_to_end(
         ["bash", "-c", script],
+        280,
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
         cwd=tmp_path,
     )
     assert out.returncode == 0, out.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch, train, zero
+from conftest import launch, output_of, train, zero
 
 from gpt2_variants import __main__
 from gpt2_variants.training import checkpoint
@@ -29,7 +29,7 @@ def test_tokens_are_in_no_file_and_no_line(tiny_run, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     options = ["--variant", "duo_predict", *tiny_run, "--report_to", "wandb", "--max_steps", "5"]
     (process,) = launch(1, [*options, "--output_dir", str(folder)])
-    said = "".join(process.communicate(timeout=180))
+    said = "".join(output_of(process, 180))
     assert process.returncode == 0, said
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for what, content in {**left, Path("what was said"): said.encode()}.items():

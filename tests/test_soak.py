@@ -35,7 +35,7 @@ def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(ranks, tiny_run
         finish(processes)
         killed += 1
         while_saving += bool(list((folder / "checkpoints").glob(".tmp*")))
-    results = finish(launch(ranks, resuming), timeout=300)
+    results = finish(launch(ranks, resuming), seconds=300)
     assert [code for code, _ in results] == [0] * ranks, results
     assert metrics(folder) == metrics(tmp_path / "whole")
     print(f"{ranks} ranks: {killed} kills, {while_saving} of them while a checkpoint was being written")

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, ROOT, finish, free_port, launch, metrics, train, zero
+from conftest import FAMILIES, ROOT, finish, free_port, launch, metrics, run_to_end, train, wait_until, zero
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS
@@ -528,11 +527,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert [code for code, _ in whole] == [0, 0], whole
     folder = tmp_path / "part"
     processes = launch(2, [*options, "--output_dir", str(folder)])
-    deadline = time.time() + 60
-    while not ((folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) >= 3):
-        assert time.time() < deadline
-        assert processes[0].poll() is None, processes[0].communicate()
-        time.sleep(0.05)
+    wait_until(lambda: lines_of_metrics(folder) >= 3, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     results = finish(processes)
     assert [code for code, _ in results] == [143, 143], results
@@ -544,6 +539,11 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+def lines_of_metrics(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def two_ranks_by_the_launcher() -> list[str]:
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     return [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), str(ROOT / "train_ds.py")]
@@ -552,7 +552,7 @@ def two_ranks_by_the_launcher() -> list[str]:
 def test_the_launcher_trains_on_two_ranks(tiny_run, tmp_path):
     command = two_ranks_by_the_launcher()
     command += ["--variant", "duo_predict", *tiny_run, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    out = run_to_end(command, cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert record(tmp_path / "run")["status"] == "finished"
     assert record(tmp_path / "run")["starts"][0]["world_size"] == 2
@@ -573,17 +573,14 @@ def end_of_a_long_run(folder, tiny_run, act):
         start_new_session=True,
     )
     try:
-        deadline = time.time() + 90
-        while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 3):
-            assert time.time() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: lines_of_metrics(folder) >= 3, runner)
         launcher = psutil.Process(runner.pid).children()[0]
         ranks = sorted(launcher.children(), key=lambda p: p.environ()["RANK"])
         assert len(ranks) == 2
         act(runner, launcher, ranks)
-        _, alive = psutil.wait_procs(ranks, timeout=25)
-        assert not alive
-        return runner.wait(timeout=60)
+        wait_until(lambda: not psutil.wait_procs(ranks, timeout=0)[1], seconds=25)
+        wait_until(lambda: runner.poll() is not None, seconds=60)
+        return runner.returncode
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(runner.pid, signal.SIGKILL)
@@ -619,13 +616,12 @@ def test_a_signal_that_no_step_ends_for_is_said_before_the_kill(tiny_run, tmp_pa
     def stuck(self, micro_batches):
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1.5)
+            wait_until(lambda: record(tmp_path / "run")["status"] == "failed")
             said.append(record(tmp_path / "run"))
         return original(self, micro_batches)
 
     monkeypatch.setattr(loop.Loop, "_optimizer_step", stuck)
     train(tiny_run, tmp_path / "run", "--max_steps", "5", code=143)
-    assert said[0]["status"] == "failed"
     assert said[0]["reason"].startswith("SIGTERM, and the step did not end")
     assert record(tmp_path / "run")["status"] == "interrupted", "it did end after all"
 
