@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, can_be_forked
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_ds
@@ -149,20 +150,26 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def launch(ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS, **popen) -> list[subprocess.Popen]:
-    """`program`, `train_ds.py`, on `ranks` processes, without DeepSpeed's launcher (which costs 5 s)."""
+def launch(
+    ranks: int, arguments: list[str], program: tuple[str, ...] = TRAIN_DS, fresh: bool = False, closing: bool = False
+) -> list[subprocess.Popen | Forked]:
+    """`program`, `train_ds.py`, on `ranks` processes, without DeepSpeed's launcher (which costs 5 s).
+
+    They are forked with the libraries imported, and end without plot and report unless `closing`; if they shall be
+    `fresh`, or their environment is another than that of the rest, they are started as a user's are.
+    """
     port = free_port()
     processes = []
     for rank in range(ranks):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         env |= {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}  # saves a second in deepspeed.initialize
-        command = [sys.executable, *program, *arguments]
-        processes.append(
-            subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **popen
-            )
-        )
+        words = [*program, *arguments]
+        if fresh or not can_be_forked(env):
+            piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen([sys.executable, *words], env=env, cwd=ROOT, **piped))
+        else:
+            processes.append(Forked(words, env, ROOT, closing))
     return processes
 
 
