@@ -41,10 +41,10 @@ demo: install
 	$(BIN)/deepspeed train_ds.py --variant duo_predict --preset demo --report_to none --output_dir $(OUT) $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 test-slow: install
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 # ARGS="--compare": the references too.
 bench: install

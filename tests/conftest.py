@@ -215,6 +215,16 @@ def run_to_end(command: list[str], seconds: float = 120, **popen) -> subprocess.
     return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
+def python_program(*words: object, cwd: Path = ROOT, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words of a command line, in a process that is forked where it may be (see `launch`)."""
+    program, env = list(map(str, words)), dict(os.environ)
+    if can_be_forked(env):
+        process = Forked(program, env, cwd, closing=True)
+        output = output_of(process, seconds)
+        return subprocess.CompletedProcess(program, process.returncode, *output)
+    return run_to_end([sys.executable, *program], seconds, cwd=cwd)
+
+
 def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str]]:
     """(exit code, stderr) of each process; kills them all if one hangs."""
     try:

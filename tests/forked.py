@@ -110,7 +110,10 @@ def _run(program: list[str], env: dict[str, str], cwd: str, closing: bool, out: 
     os.chdir(cwd)
     if not closing:
         importlib.import_module("gpt2_variants.report").show = lambda run: None
-    if program[0] == "-c":
+    if program[0] == "-m":
+        sys.argv = program[1:]
+        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+    elif program[0] == "-c":
         sys.argv = ["-c", *program[2:]]
         exec(compile(program[1], "<string>", "exec"), {"__name__": "__main__"})
     else:

@@ -3,14 +3,13 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import variant_examples
 from bad_variants import BAD
-from conftest import FAMILIES, ROOT
+from conftest import FAMILIES, python_program
 
 from gpt2_variants import VARIANTS
 from gpt2_variants.contract import BROKEN, PROMISES, Subject, ask, keeps_all, listed
@@ -103,8 +102,7 @@ def test_the_reference_is_stock_gpt2():
 
 
 def check(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "gpt2_variants", "check", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return python_program("-m", "gpt2_variants", "check", *words)
 
 
 def test_the_command_names_the_leak_and_ends_with_1(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import variant_examples
-from conftest import ROOT, metrics, train
+from conftest import ROOT, metrics, python_program, train
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -95,7 +95,7 @@ def test_a_changed_copy_is_refused(in_process, tiny_run, tmp_path, idea):
         "from gpt2_variants.faults import UsageError\n"
         "try: SavedModel(Path(sys.argv[1]))\nexcept UsageError as err: print(err)"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(run / "model")], capture_output=True, text=True, cwd=ROOT)
+    out = python_program("-c", code, run / "model")
     assert "was changed since the run was trained" in out.stdout, out.stderr
 
 

@@ -37,8 +37,13 @@ ALL = "['dd-gpt2', 'duo-predict-gpt2', 'parallel-gpt2', 'rotating-head-gpt2']"
     [
         "import gpt2_variants; gpt2_variants.register()",
         "import transformers; import gpt2_variants",
-        "from transformers import AutoModelForCausalLM; from gpt2_variants.models import modeling_parallel",
-        "from gpt2_variants import VARIANTS; [v.config_class for v in VARIANTS.values()]",
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in (
+                "from transformers import AutoModelForCausalLM; from gpt2_variants.models import modeling_parallel",
+                "from gpt2_variants import VARIANTS; [v.config_class for v in VARIANTS.values()]",
+            )
+        ),
         f"from gpt2_variants import VARIANTS, warm_start as w; w.config_fields({PARALLEL!r}, VARIANTS['parallel'])",
     ],
 )

@@ -16,7 +16,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, ROOT, finish, free_port, launch, metrics, run_to_end, train, wait_until, zero
+from conftest import (
+    FAMILIES,
+    ROOT,
+    finish,
+    free_port,
+    launch,
+    metrics,
+    python_program,
+    run_to_end,
+    train,
+    wait_until,
+    zero,
+)
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from gpt2_variants import VARIANTS
@@ -166,47 +178,47 @@ def test_the_export_holds_the_float32_master_weights(tiny_run, tmp_path):
     assert any(not torch.equal(w, w.bfloat16().float()) for w in exported.values())
 
 
-@pytest.mark.parametrize(
-    "variant", [v if v in FAMILIES else pytest.param(v, marks=pytest.mark.slow) for v in sorted(VARIANTS)]
-)
-def test_the_export_loads_without_the_package(variant, tiny_run, tmp_path):
+@pytest.mark.parametrize("variants", [FAMILIES, pytest.param(sorted(VARIANTS), marks=pytest.mark.slow)])
+def test_exports_load_without_the_package(variants, tiny_run, tmp_path):
     """In a clean process that cannot see gpt2_variants: same logits, cached generation, tokenizer with its mask token.
 
     The baseline's needs no trust_remote_code: it is stock GPT-2.
     """
-    folder = train(tiny_run, tmp_path / "run", "--max_steps", "3", variant=variant)
     ids = torch.tensor([[5, 6, 7, 8]])
-    ours = AutoModelForCausalLM.from_pretrained(folder / "model")
-    with torch.no_grad():
-        torch.save((ids, ours(ids).logits), tmp_path / "expected.pt")
+    for variant in variants:
+        folder = train(tiny_run, tmp_path / variant, "--max_steps", "3", variant=variant)
+        ours = AutoModelForCausalLM.from_pretrained(folder / "model")
+        with torch.no_grad():
+            torch.save((ids, ours(ids).logits), folder / "expected.pt")
     code = """if True:
         import sys, torch, importlib.util
         assert importlib.util.find_spec("gpt2_variants") is None
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        trust = {} if sys.argv[3] == "gpt2" else {"trust_remote_code": True}
-        model = AutoModelForCausalLM.from_pretrained(sys.argv[1], **trust)
-        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **trust)
-        ids, expected = torch.load(sys.argv[2])
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, expected)
-        if hasattr(model.config, "mask_token_id"):
-            assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1
-        out = model.generate(
-            **tokenizer("The time", return_tensors="pt"), max_new_tokens=5, pad_token_id=0, return_dict_in_generate=True
-        )
-        assert out.get("cache", out.get("past_key_values")) is not None
-        print(type(model).__module__, model.config.architectures, tokenizer.decode(out.sequences[0]))
+        for variant in sys.argv[1:]:
+            trust = {} if variant == "gpt2" else {"trust_remote_code": True}
+            model = AutoModelForCausalLM.from_pretrained(f"{variant}/model", **trust)
+            tokenizer = AutoTokenizer.from_pretrained(f"{variant}/model", **trust)
+            ids, expected = torch.load(f"{variant}/expected.pt")
+            with torch.no_grad():
+                assert torch.equal(model(ids).logits, expected), variant
+            if hasattr(model.config, "mask_token_id"):
+                assert tokenizer.mask_token_id == model.config.mask_token_id == model.config.vocab_size - 1, variant
+            prompt = tokenizer("The time", return_tensors="pt")
+            out = model.generate(**prompt, max_new_tokens=5, pad_token_id=0, return_dict_in_generate=True)
+            assert out.get("cache", out.get("past_key_values")) is not None, variant
+            print(type(model).__module__, model.config.architectures, repr(tokenizer.decode(out.sequences[0])))
     """
     site = Path(torch.__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(site), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-S", "-c", code, str(folder / "model"), str(tmp_path / "expected.pt"), variant]
+    command = [sys.executable, "-S", "-c", code, *variants]
     out = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
-    if variant == "gpt2":
-        assert out.stdout.startswith("transformers.models.gpt2.modeling_gpt2 ['GPT2LMHeadModel'] The time")
-    else:
-        assert out.stdout.startswith("transformers_modules")
-    assert "The time" in out.stdout
+    for variant, line in zip(variants, out.stdout.splitlines(), strict=True):
+        if variant == "gpt2":
+            assert line.startswith("transformers.models.gpt2.modeling_gpt2 ['GPT2LMHeadModel'] 'The time")
+        else:
+            assert line.startswith("transformers_modules")
+        assert "'The time" in line
 
 
 def assert_exports_as_the_run_did(folder: Path, exported: Path) -> None:
@@ -398,7 +410,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
     assert lock.acquire() is None
     child = "import sys; from gpt2_variants.folders import FolderLock; from pathlib import Path; "
     child += "print(FolderLock(Path(sys.argv[1])).acquire())"
-    out = subprocess.run([sys.executable, "-c", child, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    out = python_program("-c", child, folder)
     assert f"process {os.getpid()} on " in out.stdout
     train(tiny_run, folder, "--max_steps", "2", code=2)
     assert f"--output_dir {folder}: process {os.getpid()} on" in capfd.readouterr().err
