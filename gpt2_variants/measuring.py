@@ -83,6 +83,16 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def duration(seconds: float) -> str:
+    """`seconds` in words: tenths below a minute, then minutes and seconds, then hours and minutes."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return "{} h {} min".format(*divmod(round(seconds / 60), 60))
+
+
 class Stopwatch:
     """Seconds of training: those between `start` and `stop`, on top of the `elapsed` ones of earlier sessions."""
 

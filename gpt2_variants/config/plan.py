@@ -77,7 +77,7 @@ class Plan:
         deterministic: whether operators are repeatable to the bit on CUDA too.
         load_best_model_at_end: whether the weights of the best evaluation are exported, not the last.
         report_to: trackers beside metrics.jsonl.
-        chosen: what was chosen for the user by the preset, as "name=value".
+        chosen: what was chosen for the user by the preset, and then by the machine, as "name=value".
         ds_config: the DeepSpeed config as resolved.
     """
 
@@ -254,9 +254,15 @@ def make_plan(options: Options, data: DataFacts, config: "GPT2Config", world: in
         save_total_limit=options.save_total_limit,
         load_best_model_at_end=options.load_best_model_at_end,
         report_to=tuple(options.report_to),
-        chosen=(*options.chosen, *(["overlap_comm=true"] if overlaps_by_itself(options, ds) else [])),
+        chosen=(*options.chosen, *_chosen_by_machine(options, ds)),
         ds_config=ds,
     )
+
+
+def _chosen_by_machine(options: Options, ds: dict[str, Any]) -> list[str]:
+    overlaps = ["overlap_comm=true"] if overlaps_by_itself(options, ds) else []
+    in_float32 = not ds.get("bf16", {}).get("enabled")
+    return overlaps + (["tf32=true"] if options.tf32 is None and has_cuda() and in_float32 else [])
 
 
 def facts_of(data: Data) -> DataFacts:

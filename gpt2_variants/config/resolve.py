@@ -1,12 +1,11 @@
 """What was not asked for is filled in: by the run that is gone on with, by the preset, by the data."""
 
-import sys
 from dataclasses import replace
 
 from ..data import Data, DataError, load
 from ..faults import UsageError
 from ..nvidia import unused_gpu
-from ..ranks import has_cuda, main_rank
+from ..ranks import has_cuda
 from .deepspeed_json import find_ds_config, stated_options
 from .options import Options, option_fields
 from .presets import OF_ITS_SIZE, PRESETS
@@ -20,13 +19,12 @@ def resolve(options: Options) -> Options:
     Raises:
         UsageError: the preset is to be chosen, and there is a GPU that torch cannot use.
     """
-    preset, why = options.preset, ""
+    preset, chosen = options.preset, []
     if preset == "auto":
         if told := unused_gpu():
             raise UsageError([f"--preset auto: {told}; or say --preset demo, for a tiny model on the CPU"])
         preset = "seed" if has_cuda() else "demo"
-        why = ", since a CUDA device is here" if preset == "seed" else ", since no CUDA device is here"
-        _say(f"--preset auto: {preset}{why}")
+        chosen = [f"preset={preset}"]
     base = dict(PRESETS[preset])
     if options.deepspeed_config is not None:
         try:
@@ -51,7 +49,7 @@ def resolve(options: Options) -> Options:
     if options.block_size is None:
         filled.setdefault("block_size", options.spec.block_size)
     own_fields = {k: v for k, v in base.get("model_args", {}).items() if k not in (options.model_args or {})}
-    filled["chosen"] = tuple(f"{k}={v}" for k, v in {**filled, **own_fields}.items())
+    filled["chosen"] = (*chosen, *(f"{k}={v}" for k, v in {**filled, **own_fields}.items()))
     if not options.asked:  # made by a program, not by the command line
         filled["asked"] = {f.name: value for f in option_fields() if (value := getattr(options, f.name)) != f.default}
     filled["model_args"] = {**base.get("model_args", {}), **(options.model_args or {})}
@@ -65,8 +63,3 @@ def load_data(options: Options) -> Data:
         return load(options.dataset, options.tokenizer, options.block_size, reading=options.reading)
     except DataError as err:
         raise UsageError([str(err)]) from err
-
-
-def _say(line: str) -> None:
-    if main_rank():
-        print(line, file=sys.stderr)

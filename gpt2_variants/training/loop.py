@@ -15,7 +15,7 @@ from ..config.plan import Plan, as_dict
 from ..data import Data, GlobalBatchSampler, data_loader, eval_batches
 from ..evaluation import evaluate
 from ..folders import CHECKPOINTS, METRICS
-from ..measuring import Stopwatch, peak_flops, peak_memory_bytes
+from ..measuring import Stopwatch, duration, peak_flops, peak_memory_bytes
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
 from ..trackers.registry import TRACKERS
@@ -183,9 +183,10 @@ class Loop:
         """
         losses.of_rank.item()
         took, since_start = self.clock.elapsed - self.logged[0], time.time() - psutil.Process().create_time()
+        compiling = ", compiling included" if self.plan.compile else ""
         progress.note(
-            f"first step after {since_start:.1f} s, of which it took {took:.1f} s"
-            + (", compiling" if self.plan.compile else "")
+            f"the first step is done, {duration(since_start)} after the start: {duration(since_start - took)} to get "
+            f"ready and {duration(took)} for the step{compiling}"
         )
         if self.rank == 0:
             *earlier, start = self.record.facts["starts"]

@@ -1,8 +1,12 @@
 """How far a run is, on the terminal."""
 
-import datetime
 import sys
 from typing import Any
+
+from ..measuring import duration
+
+# tqdm's, without the time that it estimates from steps: evaluations and the first step would be in it
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
 class Progress:
@@ -14,14 +18,14 @@ class Progress:
         if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=step, bar_format=BAR, dynamic_ncols=True)
 
     def show(self, step: int, loss: float, tokens_per_second: float | None, tokens_left: int) -> None:
         """Report a logging step; without a speed, as of a first step, the loss alone."""
         text = f"loss {loss:.4f}"
         if tokens_per_second is not None:
-            left = datetime.timedelta(seconds=round(tokens_left / tokens_per_second))
-            text += f", {tokens_per_second:,.0f} tokens/s, {left} left"
+            text += f", {tokens_per_second:,.0f} tokens/s"
+            text += f", {duration(tokens_left / tokens_per_second)} left" if tokens_left else ""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(text)

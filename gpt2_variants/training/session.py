@@ -26,6 +26,7 @@ from ..warm_start import WarmStart
 from .arithmetic import arithmetic
 from .engine import init_distributed, keep_freed_memory
 from .loop import Loop, Trained
+from .opening import opening
 from .resume import Start, agree_on_start
 from .stopping import Stopper
 from .trial import try_out
@@ -41,24 +42,11 @@ def train(options: Options) -> Trained:
     data, plan = prepare(options)
     for note in data.notes if main_rank() else ():
         print(f"data: {note}", file=sys.stderr)
-    if main_rank() and options.chosen:
-        print(f"--preset {options.preset} sets {', '.join(options.chosen)}", file=sys.stderr)
     if main_rank():
-        for line in _chosen_by_machine(plan):
+        for line in opening(options, plan, device_name()):
             print(line, file=sys.stderr)
     with arithmetic(plan), contextlib.closing(Stopper()) as stopper:
         return _train(options, data, plan, stopper)
-
-
-def _chosen_by_machine(plan: Plan) -> list[str]:
-    lines = []
-    if "overlap_comm=true" in plan.chosen:
-        lines.append(
-            f"overlap_comm: gradients are sent during the backward pass, since there are {plan.world_size} GPUs"
-        )
-    if plan.tf32 and plan.precision == "float32":
-        lines.append("tf32: float32 matrices are multiplied in TF32; --no-tf32 multiplies them in full")
-    return lines
 
 
 def _train(options: Options, data: Data, plan: Plan, stopper: Stopper) -> Trained:

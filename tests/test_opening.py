@@ -1,0 +1,91 @@
+"""What a run says before its first step and while it goes on: few lines, all its own."""
+
+import io
+import math
+import sys
+
+import pytest
+from conftest import launch
+
+from gpt2_variants.config.command_line import parse
+from gpt2_variants.measuring import duration
+from gpt2_variants.training.progress import Progress
+
+
+def before_the_first_step(said: str) -> list[str]:
+    lines = said.splitlines()
+    return lines[: next(n for n, line in enumerate(lines) if line.startswith("the first step is done"))]
+
+
+def test_a_run_says_what_it_is_in_five_lines_with_wandb(tiny_run, tmp_path):
+    pytest.importorskip("wandb")
+    folder = tmp_path / "run"
+    options = ["--variant", "duo_predict", *tiny_run, "--max_steps", "1", "--report_to", "wandb"]
+    (process,) = launch(1, [*options, "--output_dir", str(folder)])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    lines = before_the_first_step(err)
+    assert len(lines) == 5, lines
+    model, data, training, numbers, wandb = lines
+    assert wandb.startswith("W&B: offline")
+    assert model.startswith("duo_predict: ")
+    for text in ("parameters, in bf16, on ", "cores), into ", str(folder)):
+        assert text in model
+    assert data.startswith("data: ")
+    assert "tokens" in data
+    assert training.startswith("training: 1 step of 8 x 32 tokens, 256 in all; --preset demo sets ")
+    assert "learning_rate=0.002" in training
+    assert "train_batch_size" not in training, "it was asked for"
+    assert numbers.startswith("to come: loss, in nats per prediction")
+    assert str(folder / "metrics.jsonl") in numbers
+    vocabulary = int(numbers.split("among ")[1].split(" entries")[0].replace(",", ""))
+    assert f"{math.log(vocabulary):.2f} is guessing" in numbers
+    assert out.startswith("duo_predict, "), "the summary at the end, and nothing of DeepSpeed's"
+
+
+def test_a_preset_that_was_chosen_is_said_with_the_reason(corpus, tmp_path):
+    options = parse(["--variant", "gpt2", "--dataset", str(corpus), "--output_dir", str(tmp_path / "run")])
+    assert options.chosen[0] == "preset=demo"
+    asked = parse(["--variant", "gpt2", "--preset", "demo", "--output_dir", str(tmp_path / "run")])
+    assert "preset=demo" not in asked.chosen
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (49.94, "49.9 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (119.6, "2 min 0 s"),
+        (3599.4, "59 min 59 s"),
+        (3600, "1 h 0 min"),
+        (7200 + 59 * 60 + 31, "3 h 0 min"),
+        (360000, "100 h 0 min"),
+    ],
+)
+def test_durations_are_in_one_form(seconds, words):
+    assert duration(seconds) == words
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_there_is_one_time_left(stream, monkeypatch):
+    """The bar's own guess, from steps, disagreed with that from tokens."""
+    out = stream()
+    monkeypatch.setattr(sys, "stderr", out)
+    with Progress(0, 400, shown=True) as progress:
+        progress.show(1, 7.5, None, tokens_left=399 * 1024)
+        progress.show(100, 6.25, 1024.0, tokens_left=300 * 1024)
+        progress.show(400, 5.0, 1024.0, tokens_left=0)
+    shown = out.getvalue().replace("\r", "\n").splitlines()
+    last_of = {step: [line for line in shown if step in line][-1].strip() for step in ("1/400", "100/400", "400/400")}
+    assert "left" not in last_of["1/400"]
+    assert last_of["100/400"].endswith("loss 6.2500, 1,024 tokens/s, 5 min 0 s left")
+    assert last_of["400/400"].endswith("loss 5.0000, 1,024 tokens/s")
+    assert not any("<" in line or "?" in line or "step/s" in line for line in shown)
+    assert any("steps" in line for line in shown) == (stream is Terminal)
