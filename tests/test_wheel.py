@@ -42,7 +42,7 @@ def test_what_is_in_it(wheel):
     package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "gpt2_variants").rglob("*") if p.is_file()}
     package = {name for name in package if "__pycache__" not in name}
     assert names == package | {f"gpt2_variants/ds_configs/{p.name}" for p in (ROOT / "ds_configs").glob("*.json")}
-    assert dict(scripts["console_scripts"]) == {"gpt2-variants": "gpt2_variants.__main__:main"}
+    assert dict(scripts["console_scripts"]) == {"gpt2-variants": "gpt2_variants.__main__:script"}
 
 
 @pytest.fixture(scope="module")
