@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import signal
 import sys
@@ -11,22 +10,22 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import GPT2Config
 
-from .. import hub_client, nodes, variant_code, warm_start
-from ..config.deepspeed_json import find_ds_config
+from .. import hub_client, nodes, warm_start
 from ..config.options import Options
-from ..config.plan import Plan, as_dict, facts_of, make_plan
+from ..config.plan import Plan, facts_of, make_plan
 from ..config.resolve import load_data
 from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
 from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
 from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
-from ..records import SCHEMA, RunRecord, device_name, git_commit, versions
+from ..records import RunRecord
 from ..warm_start import WarmStart
 from .arithmetic import arithmetic
 from .engine import init_distributed, keep_freed_memory
 from .loop import Loop, Trained
 from .opening import opening
+from .recording import open_record
 from .resume import Start, agree_on_start
 from .stopping import Stopper
 from .trial import try_out
@@ -69,7 +68,7 @@ def _train(options: Options, data: Data, plan: Plan, stopper: Stopper) -> Traine
         decided_by_rank_0(functools.partial(_claim_repository, options))
     lock = FolderLock(folder)
     decided_by_rank_0(functools.partial(_lock, lock))
-    record = _open_record(options, plan, data, start)
+    record = open_record(options, plan, data, start)
     if checked is not None:
         record.update(variant_check=checked)
     if warm is not None:
@@ -239,47 +238,3 @@ def _lock(lock: FolderLock) -> None:
     """Lock the run's folder against other runs; it is made if need be. Raises `UsageError`."""
     if fault := lock.acquire():
         raise UsageError([fault])
-
-
-def _open_record(options: Options, plan: Plan, data: Data, start: Start) -> RunRecord:
-    """Create the run's folder (rank 0), with `run.json` and `ds_config.json`."""
-    record = RunRecord(Path(options.output_dir), writes=main_rank())
-    if not main_rank():
-        return record
-    if not options.resumes:
-        record.facts.clear()  # of a start that failed before its first step
-    if not plan.load_best_model_at_end:
-        record.facts.pop("best", None)  # of an earlier start that was to keep it
-    this_start = {
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "world_size": plan.world_size,
-        "device": device_name(),
-        "resumed_from": str(start.checkpoint) if start.checkpoint else None,
-        "changed": list(start.changes),
-    }
-    resolved = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("asked", "chosen", "saved_ds_config")}
-    record.update(
-        schema=SCHEMA,
-        status="running",
-        reason=None,
-        not_finite_at=None,
-        variant=plan.variant,
-        streams=[dataclasses.asdict(stream) for stream in plan.spec.model_class.streams],
-        plan=as_dict(plan),
-        asked={**options.asked, "preset": options.preset},
-        options={k: getattr(plan, k, v) if v is None else v for k, v in resolved.items()},
-        deepspeed_json=find_ds_config(options)[1],
-        data=plan.data,
-        data_fingerprint=plan.data_fingerprint,
-        data_notes=data.notes,
-        unigram_perplexity=data.unigram_perplexity,
-        num_parameters=plan.num_parameters,
-        flops_per_token=plan.flops_per_token,
-        versions=versions(),
-        git_commit=git_commit(),
-        starts=[*record.facts.get("starts", []), this_start],
-    )
-    record.write_json("ds_config.json", plan.ds_config)
-    if plan.spec.code is not None:
-        plan.spec.code.copy_to(record.path.parent / variant_code.FOLDER)
-    return record
