@@ -13,6 +13,7 @@ from typing import IO
 
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"  # of each checkpoint
 METRICS = "metrics.jsonl"
 TEMPORARY = ".tmp-"  # what a checkpoint's folder is called while it is written, or removed
 # What a start leaves that ended before its first step, beside empty files and folders.
@@ -66,6 +67,16 @@ def kept_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1:03d}")
     os.rename(path, aside)
     return aside
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, whole or not."""
+    return any((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is that of a run: by its `run.json`, or by a checkpoint in it."""
+    return (folder / "run.json").exists() or holds_checkpoints(folder)
 
 
 def only_leftovers(folder: Path) -> bool:

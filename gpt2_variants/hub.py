@@ -17,10 +17,10 @@ from .config.saved_run import run_folder_of
 from .data import open_tokenizer
 from .export import export
 from .faults import UsageError
-from .folders import new_folder_faults
+from .folders import holds_run, new_folder_faults
 from .model_card import write_card
 from .pictures import save_png
-from .records import RunRecord
+from .records import RunRecord, cure, status_of
 from .report import plot
 from .training import checkpoint, loading
 from .variant_code import VariantError, of_run
@@ -51,7 +51,7 @@ def publish(folder: Path, repo_id: str | None = None, private: bool | None = Non
         the command that repeats the push is printed.
     """
     record = RunRecord(folder, writes=True)
-    options = record.facts["options"]
+    options = record.facts.get("options", {})
     repo_id = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private
     about = {"repository": repo_id, "card": record.facts.get("hub", {}).get("card")}
@@ -60,7 +60,7 @@ def publish(folder: Path, repo_id: str | None = None, private: bool | None = Non
         record.update(hub={**about, "status": "pushing"})
         full_name = hub_client.claim(repo_id, private)
         about["card"] = _add_card(record, folder / "model", full_name)
-        url = hub_client.push_folder(folder / "model", full_name, f"{record.facts['variant']}, by gpt2_variants")
+        url = hub_client.push_folder(folder / "model", full_name, f"{record.facts.get('variant')}, by gpt2_variants")
     except (hub_client.PushError, _Stopped) as err:
         record.update(hub={**about, "status": "failed", "reason": str(err)})
         again = f"python -m gpt2_variants push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}"
@@ -116,13 +116,20 @@ def _digest(file: Path) -> str:
 
 def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list[str]:
     """What stands in the way of `publish`, in lines; the Hub is asked, and nothing is written."""
-    facts = RunRecord(folder, writes=False).facts
+    try:
+        facts = RunRecord(folder, writes=False).facts
+    except ValueError as err:
+        return [str(err)]
+    if not facts and holds_run(folder):
+        return [f"{folder}: run.json is missing; {cure(folder)}"]
     faults = []
     if not facts:
         faults.append(f"{folder}: holds no run (no run.json); give a run's folder, such as runs/duo_predict")
     elif facts.get("status") != "finished" or not (folder / "model" / "config.json").is_file():
+        status = status_of(facts)
+        was = "died: its process is gone" if status == "died" else f"is {status}"
         faults.append(
-            f"{folder}: the run is {facts.get('status')}, and only a finished one is pushed; go on with it by "
+            f"{folder}: the run {was}, and only a finished one is pushed; go on with it by "
             "--resume_from_checkpoint auto"
         )
     elif not os.access(folder, os.W_OK) or not os.access(folder / "model", os.W_OK):

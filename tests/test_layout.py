@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "contract": {"registry", "variant_code", "models", "export", "measuring"},
     "export": {"registry", "data"},
     "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
-    | {"variant_code", "contract", "faults", "folders", "measuring", "memory", "ranks", "records"},
+    | {"variant_code", "contract", "faults", "folders", "measuring", "memory", "processes", "ranks", "records"},
     "trackers": {"network", "folders"},
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
     | {"variant_code", "export", "faults", "folders", "records"},
@@ -46,9 +46,9 @@ MAY_IMPORT = {
     "ranks": {"faults"},
     "nvidia": {"ranks"},
     "measuring": {"models"},  # for its types only
-    "records": {"folders", "models"},
+    "records": {"folders", "models", "processes"},
     "evaluation": {"models"},
-    **{alone: set() for alone in ("variant_text", "network", "nodes", "ending", "faults", "folders")},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "ending", "faults", "folders", "processes")},
 }
 
 

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 from ..config.plan import Plan, as_dict, recipe
+from ..config.recovered import facts_of_run
+from ..config.saved_plan import saved_plan
+from ..faults import UsageError
 from ..records import read_facts
 from ..report.runs import SavedRun, read_run
 
@@ -28,9 +31,13 @@ def finished_run(folder: Path) -> SavedRun | None:
 
 def differences(folder: Path, plan: Plan) -> list[str]:
     """What the run in `folder` was trained with that `plan` says otherwise, "name old, not new"; empty for no run."""
-    if not (folder / "run.json").is_file():
+    try:
+        facts = facts_of_run(folder).facts
+    except ValueError as err:
+        raise UsageError([str(err)]) from err
+    if not facts:
         return []
-    then, now = (recipe(p) for p in (read_run(folder).plan, json.loads(json.dumps(as_dict(plan)))))
+    then, now = (recipe(p) for p in (saved_plan(folder, facts), json.loads(json.dumps(as_dict(plan)))))
     return [
         f"{name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}"
         for name in sorted({*then, *now})

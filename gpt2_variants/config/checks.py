@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import hub_client, nodes, warm_start
 from ..data import check_source
 from ..faults import UsageError
-from ..folders import only_leftovers
+from ..folders import holds_run, only_leftovers
 from ..ranks import has_cuda, main_rank, world_size
 from ..records import never_began
 from ..trackers.registry import TRACKERS
@@ -180,12 +180,12 @@ def _place_faults(run: Options) -> list[str]:
         return []
     if out.exists() and not out.is_dir():
         return [f"--output_dir {out}: is a file; a folder is needed"]
-    if (out / "run.json").exists() and not run.resumes and not never_began(out):
+    if holds_run(out) and not run.resumes and not never_began(out):
         return [
             f"--output_dir {out}: holds a run already; give another folder, or go on with it by "
             "--resume_from_checkpoint auto"
         ]
-    if out.is_dir() and not (out / "run.json").exists() and not only_leftovers(out):
+    if out.is_dir() and not holds_run(out) and not only_leftovers(out):
         return [f"--output_dir {out}: is not empty and holds no run; give a new folder"]
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):

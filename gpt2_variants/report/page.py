@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from .. import drawing
 from ..faults import UsageError
-from ..folders import write_aside
+from ..folders import holds_run, write_aside
 from .charts import curves_of
 from .compared import compared
 from .differences import judge
@@ -159,7 +159,7 @@ def _read(folders: Sequence[Path]) -> tuple[list[SavedRun], list[tuple[Path, str
     runs, models, faults = [], [], []
     for folder in {path.resolve(): path for path in folders}.values():
         try:
-            if (folder / "run.json").exists():
+            if holds_run(folder):
                 runs.append(read_run(folder))
             elif (folder / "config.json").is_file():
                 models.append((folder, str(folder)))

@@ -13,8 +13,9 @@ from ..config.plan import recipe
 from ..config.saved_plan import saved_plan
 from ..evaluation import streams_in
 from ..faults import UsageError
+from ..folders import METRICS, holds_run
 from ..models.streams import Stream
-from ..records import read_facts, recorded_streams
+from ..records import cure, read_facts, recorded_streams, status_of
 from ..trackers.jsonl import read_metrics
 
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
@@ -46,10 +47,10 @@ class SavedRun:
         """The variant's name, known to the registry or not."""
         return str(self.facts.get("variant", "unknown variant"))
 
-    @property
+    @functools.cached_property
     def status(self) -> str:
-        """As in `run.json`: running, finished, interrupted or failed."""
-        return str(self.facts.get("status", "of unknown status"))
+        """As in `run.json`: running, finished, interrupted or failed; or died, which only a reader can tell."""
+        return status_of(self.facts)
 
     @property
     def finished(self) -> bool:
@@ -226,13 +227,14 @@ def read_run(folder: Path) -> SavedRun:
     Raises:
         UsageError: there is no `run.json`, or it cannot be read.
     """
-    if not (folder / "run.json").is_file():
-        raise UsageError([f"{folder}: holds no run (no run.json)"])
     try:
         facts = read_facts(folder)
+    except FileNotFoundError as err:
+        what = f"run.json is missing; {cure(folder)}" if holds_run(folder) else "holds no run (no run.json)"
+        raise UsageError([f"{folder}: {what}"]) from err
     except ValueError as err:
         raise UsageError([str(err)]) from err
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     records = read_metrics(metrics) if metrics.is_file() else []
     return SavedRun(
         folder,

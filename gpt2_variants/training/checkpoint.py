@@ -16,10 +16,9 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
-from ..folders import TEMPORARY, remove_aside, sync, write_aside
+from ..folders import MANIFEST, TEMPORARY, remove_aside, sync, write_aside
 from ..ranks import decided_by_rank_0
 
-MANIFEST = "manifest.json"
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
 NOT_FINITE = "not_finite.txt"  # the file within a checkpoint that says what came of going on from it
 

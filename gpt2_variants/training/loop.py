@@ -1,13 +1,11 @@
 """The training loop."""
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -16,6 +14,7 @@ from ..data import Data, GlobalBatchSampler, data_loader, eval_batches
 from ..evaluation import evaluate
 from ..folders import CHECKPOINTS, METRICS
 from ..measuring import Stopwatch, duration, peak_flops, peak_memory_bytes
+from ..processes import seconds_since_start
 from ..records import RunRecord
 from ..trackers.jsonl import JsonlTracker
 from ..trackers.registry import TRACKERS
@@ -182,7 +181,7 @@ class Loop:
         The speed counts from here on: the first step compiles and warms up.
         """
         losses.of_rank.item()
-        took, since_start = self.clock.elapsed - self.logged[0], time.time() - psutil.Process().create_time()
+        took, since_start = self.clock.elapsed - self.logged[0], seconds_since_start()
         compiling = ", compiling included" if self.plan.compile else ""
         progress.note(
             f"the first step is done, {duration(since_start)} after the start: {duration(since_start - took)} to get "
@@ -258,8 +257,14 @@ class Loop:
                 "elapsed_seconds": self.clock.elapsed,
                 "rng": states,
                 "best": self.best,
+                "figures": self.last_figures,
             },
-            manifest={"identity": self.plan.identity(), "cut": self.plan.sharding(), "plan": as_dict(self.plan)},
+            manifest={
+                "identity": self.plan.identity(),
+                "cut": self.plan.sharding(),
+                "plan": as_dict(self.plan),
+                "record": {name: fact for name, fact in self.record.facts.items() if name != "plan"},
+            },
             keep=self.plan.save_total_limit,
             keep_too=self.best.get("step"),
             describe_model=self._describe_model,
@@ -277,6 +282,7 @@ class Loop:
         self.masters.refresh()
         self.step = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
+        self.last_figures = state.get("figures", {})
         if self.plan.load_best_model_at_end:
             self.best = state.get("best", {})
             self.record.update(best=self.best)

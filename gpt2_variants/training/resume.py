@@ -8,9 +8,10 @@ from typing import Any
 
 from ..config.options import Options
 from ..config.plan import SHARE, TOLD_ELSEWHERE, Plan, as_dict
+from ..config.recovered import facts_of_run
 from ..faults import UsageError
 from ..ranks import decided_by_rank_0
-from ..records import read_facts
+from ..records import status_of
 from . import checkpoint
 
 # Parameters of a schedule that other fields of a plan tell too.
@@ -48,6 +49,7 @@ def _choose(options: Options, plan: Plan) -> Start:
         print("no checkpoint yet: starting", file=sys.stderr)
         return Start()
     path = path.resolve()  # as a run's folder is compared: it may be named in several ways
+    _say_if_died(Path(options.output_dir))
     print(f"resuming from {path}", file=sys.stderr)
     manifest = checkpoint.read_manifest(path)
     lines = _contradictions(path, manifest, plan) or _sharding_faults(path, manifest["cut"], plan)
@@ -64,13 +66,20 @@ def _choose(options: Options, plan: Plan) -> Start:
     return Start(path, manifest["step"], manifest["cut"], changes)
 
 
+def _say_if_died(folder: Path) -> None:
+    facts = facts_of_run(folder).facts
+    if status_of(facts) == "died":
+        process = facts["starts"][-1]["process"]
+        print(f"{folder}: died: process {process['pid']} on {process['host']} is gone", file=sys.stderr)
+
+
 def _newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; one that its last start went on from, where it has none of its own."""
     path = _newest_in(folder / "checkpoints")
-    if path is not None or not (folder / "run.json").is_file():
+    if path is not None:
         return path
     try:
-        starts = read_facts(folder).get("starts") or [{}]
+        starts = facts_of_run(folder).facts.get("starts") or [{}]
     except ValueError as err:
         raise UsageError([str(err)]) from err
     before = starts[-1].get("resumed_from")

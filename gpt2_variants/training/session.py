@@ -13,13 +13,14 @@ from transformers import GPT2Config
 from .. import hub_client, nodes, warm_start
 from ..config.options import Options
 from ..config.plan import Plan, facts_of, make_plan
+from ..config.recovered import facts_of_run
 from ..config.resolve import load_data
 from ..data import Data
 from ..faults import UsageError
 from ..folders import FolderLock
 from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
 from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
-from ..records import RunRecord
+from ..records import RunRecord, device_name
 from ..warm_start import WarmStart
 from .arithmetic import arithmetic
 from .engine import init_distributed, keep_freed_memory
@@ -148,8 +149,7 @@ def _nothing_left(folder: Path, plan: Plan, start: Start) -> bool:
     """Whether the run has been trained to its end and exported; said on rank 0."""
     if start.checkpoint is None or start.step < plan.total_steps or start.checkpoint.parent != _checkpoints(folder):
         return False
-    record = RunRecord(folder, writes=False)
-    finished = record.facts.get("status") == "finished" and (folder / "model" / "config.json").is_file()
+    finished = facts_of_run(folder).facts.get("status") == "finished" and (folder / "model" / "config.json").is_file()
     if finished and main_rank():
         print(
             f"{folder}: finished at step {start.step}, nothing is left to do; more --max_steps or --num_train_epochs "
