@@ -59,12 +59,23 @@ def remove_aside(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
+def _free_name(path: Path) -> Path:
+    """`NAME.damaged-001`, or the next number that is free."""
+    taken = [int(end) for other in path.parent.glob(f"{path.name}.damaged-*") if (end := other.name[-3:]).isdigit()]
+    return path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1:03d}")
+
+
+def copied_aside(path: Path) -> Path:
+    """Copy a damaged file to `NAME.damaged-001`, or the next free number, whole or not at all; its new name."""
+    copy, aside = path.with_name(f".{path.name}.tmp"), _free_name(path)
+    shutil.copy2(path, copy)
+    os.replace(copy, aside)
+    return aside
+
+
 def kept_aside(path: Path) -> Path:
-    """Rename a damaged file (or folder) to `NAME.damaged-001`, or the next free number; its new name."""
-    taken = [
-        int(number) for other in path.parent.glob(f"{path.name}.damaged-*") if (number := other.name[-3:]).isdigit()
-    ]
-    aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1:03d}")
+    """Rename a damaged file or folder to `NAME.damaged-001`, or the next free number; its new name."""
+    aside = _free_name(path)
     os.rename(path, aside)
     return aside
 

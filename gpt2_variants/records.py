@@ -19,7 +19,10 @@ Its schema, version 2 (version 1 had no number, and neither `plan` nor `asked`):
 - `starts`: one entry for each session: `time`, `world_size`, `device`, `resumed_from`, what `changed` since the
   checkpoint, the seconds until the first step; `process`: of rank 0, as `processes.this_process` tells it (`pid`,
   `host`, `boot`, `namespace`, `started`); `rebuilt_from`: the checkpoint that this file was rebuilt from, where it was;
-  `ended`, once there is a later one: with which status.
+  `ended`, once there is a later one: with which status; `metrics_damaged`: how many lines of `metrics.jsonl` were no
+  records and were dropped, `metrics_lost`: the steps whose records were lost with them, as in `logged`.
+- `logged`: "training" and "evaluations" -> the steps up to the last checkpoint whose figures were logged, as ranges
+  [first, last, every so many]: what `metrics.jsonl` must hold.
 - `best`: step and figures of the best evaluation, with `--load_best_model_at_end`.
 - `final_eval`, `train_seconds`: of a finished run, of the weights that were exported.
 
@@ -48,7 +51,7 @@ _TEXT, _NUMBER, _WHOLE = (str, type(None)), (int, float, type(None)), (int, type
 _FACTS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys("status reason variant data data_fingerprint wandb_run_id wandb_url git_commit".split(), _TEXT),
     **dict.fromkeys("num_parameters flops_per_token unigram_perplexity train_seconds".split(), _NUMBER),
-    **dict.fromkeys("plan asked options best hub versions variant_check".split(), (dict,)),
+    **dict.fromkeys("plan asked options best hub versions variant_check logged".split(), (dict,)),
     **dict.fromkeys(("deepspeed_json", "final_eval"), (dict, type(None))),
     **dict.fromkeys("starts streams data_notes".split(), (list, type(None))),
     **dict.fromkeys(("schema", "not_finite_at"), _WHOLE),

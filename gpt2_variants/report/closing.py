@@ -27,6 +27,7 @@ def summary(folder: Path) -> str:
     parameters = "-" if run.num_parameters is None else f"{run.num_parameters:,}"
     lines = [f"{run.variant}, {parameters} parameters, {run.status}: {folder}"]
     lines += [text for text in (run.facts.get("data"), run.facts.get("reason")) if text]
+    lines += [run.damage] if run.damage else []
     if run.training:
         train = run.training[-1]
         lines.append(

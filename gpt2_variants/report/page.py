@@ -1,6 +1,7 @@
 """The page of a report, `report.html`, and its table, `report.md`."""
 
 import os
+import sys
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def _read(folders: Sequence[Path]) -> tuple[list[SavedRun], list[tuple[Path, str
     for folder in {path.resolve(): path for path in folders}.values():
         try:
             if holds_run(folder):
-                runs.append(read_run(folder))
+                runs.append(run := read_run(folder))
+                if run.damage:
+                    print(f"{folder}/{run.damage}", file=sys.stderr)
             elif (folder / "config.json").is_file():
                 models.append((folder, str(folder)))
             elif not (len(folders) > 1 and (folder / "report.html").is_file()):  # written here; runs/* names it too

@@ -16,7 +16,7 @@ from ..faults import UsageError
 from ..folders import METRICS, holds_run
 from ..models.streams import Stream
 from ..records import cure, read_facts, recorded_streams, status_of
-from ..trackers.jsonl import read_metrics
+from ..trackers.jsonl import Steps, in_words, lost_steps, read_lines, steps_of
 
 AXES = ("tokens", "steps", "time", "flops")  # what curves are drawn against
 # How long a run's schedule is: fields of a plan, and the params of its schedule that follow from them.
@@ -35,12 +35,14 @@ class SavedRun:
         facts: of `run.json`.
         training: the records with a "loss", in order.
         evaluations: the records with an "eval_loss", in order.
+        damage: what `metrics.jsonl` has lost, in words; "" where it is whole.
     """
 
     folder: Path
     facts: dict[str, Any]
     training: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    damage: str = ""
 
     @property
     def variant(self) -> str:
@@ -222,7 +224,7 @@ def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Read a run's folder; `metrics.jsonl` may be missing or cut off.
+    """Read a run's folder; `metrics.jsonl` may be missing or damaged, which `damage` tells.
 
     Raises:
         UsageError: there is no `run.json`, or it cannot be read.
@@ -235,10 +237,23 @@ def read_run(folder: Path) -> SavedRun:
     except ValueError as err:
         raise UsageError([str(err)]) from err
     metrics = folder / METRICS
-    records = read_metrics(metrics) if metrics.is_file() else []
+    records, damaged = read_lines(metrics) if metrics.is_file() else ([], 0)
+    lost = lost_steps(facts.get("logged"), records)
+    evaluations = [r for r in records if r.get("eval_loss") is not None]
     return SavedRun(
         folder,
         facts,
         training=[r for r in records if r.get("loss") is not None],
-        evaluations=[r for r in records if r.get("eval_loss") is not None],
+        evaluations=[*evaluations, *_last_evaluation(facts, lost)],
+        damage=f"{METRICS}: {said}" if (said := in_words(damaged, lost)) else "",
     )
+
+
+def _last_evaluation(facts: dict[str, Any], lost: dict[str, Steps]) -> list[dict[str, Any]]:
+    """The record of a finished run's last evaluation, made of `run.json`, where that of `metrics.jsonl` is lost."""
+    last = max(steps_of(facts.get("logged"), "evaluations"), default=None)
+    figures = facts.get("final_eval")
+    exports_best = (facts.get("plan") or {}).get("load_best_model_at_end")
+    if figures is None or exports_best or last not in lost.get("evaluations", ()):
+        return []
+    return [{"step": last, "elapsed_seconds": facts.get("train_seconds"), **figures}]

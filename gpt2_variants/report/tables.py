@@ -205,6 +205,7 @@ def table_of_runs(groups: Sequence[Group]) -> Table:
     rows = []
     for run in (run for group in groups for run in group.runs):
         status = run.status + (f": {run.facts['reason']}" if run.facts.get("reason") else "")
+        status += f"; {run.damage}" if run.damage else ""
         commit = str(run.facts.get("git_commit") or "-")[:9]
         seed = "-" if run.seed is None else str(run.seed)
         final = run.final.get("eval_perplexity")

@@ -57,6 +57,7 @@ class Loop:
         self.clock = Stopwatch()
         self.logged = (0.0, 0)  # seconds and tokens at the last line of metrics
         self.trackers: list[Tracker] = []
+        self.metrics: JsonlTracker | None = None  # on rank 0
         self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
         self.last_figures: dict[str, float] = {}
         self.best: dict[str, Any] = {}  # step and figures of the best evaluation so far
@@ -248,6 +249,8 @@ class Loop:
     def _save(self) -> None:
         states: list[Any] = [None] * self.world
         dist.all_gather_object(states, rng_state())
+        if self.metrics is not None:
+            self.record.update(logged=self.metrics.logged())
         checkpoint.save(
             self.engine,
             self.root,
@@ -310,7 +313,12 @@ class Loop:
             remember=self.record.update,
         )
         named = [TRACKERS[name].open(tracked) for name in self.plan.report_to]
-        return [JsonlTracker(self.folder / METRICS, self.step), *named]
+        self.metrics = JsonlTracker(self.folder / METRICS, self.step, self.start.logged)
+        *earlier, start = self.record.facts["starts"]
+        lost = {kind: steps.ranges for kind, steps in self.metrics.lost.items()}
+        start |= {"metrics_damaged": self.metrics.damaged, "metrics_lost": lost} if self.metrics.damaged or lost else {}
+        self.record.update(starts=[*earlier, start], logged=self.metrics.logged())
+        return [self.metrics, *named]
 
     def _weights_to_export(self) -> dict[str, torch.Tensor] | None:
         """The float32 weights of the last step or, if asked for, of the best evaluation, on rank 0; and its figures."""

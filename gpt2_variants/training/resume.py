@@ -10,6 +10,7 @@ from ..config.options import Options
 from ..config.plan import SHARE, TOLD_ELSEWHERE, Plan, as_dict
 from ..config.recovered import facts_of_run
 from ..faults import UsageError
+from ..folders import CHECKPOINTS
 from ..ranks import decided_by_rank_0
 from ..records import status_of
 from . import checkpoint
@@ -29,12 +30,14 @@ class Start:
         step: optimizer steps done there.
         sharding: how the optimizer's states were cut into files there.
         changes: a line for each thing that is different from there on.
+        logged: of a checkpoint of this very run, the steps whose figures were logged until then; None: not known.
     """
 
     checkpoint: Path | None = None
     step: int = 0
     sharding: dict[str, int] | None = None
     changes: tuple[str, ...] = ()
+    logged: dict[str, Any] | None = None
 
 
 def agree_on_start(options: Options, plan: Plan) -> Start:
@@ -63,7 +66,9 @@ def _choose(options: Options, plan: Plan) -> Start:
     changes = tuple(_changes(manifest.get("plan"), plan))
     for line in changes:
         print(f"from step {manifest['step']} on: {line}", file=sys.stderr)
-    return Start(path, manifest["step"], manifest["cut"], changes)
+    own = path.parent == (Path(options.output_dir) / CHECKPOINTS).resolve()
+    logged = (manifest.get("record") or {}).get("logged") if own else None
+    return Start(path, manifest["step"], manifest["cut"], changes, logged)
 
 
 def _say_if_died(folder: Path) -> None:
@@ -75,7 +80,7 @@ def _say_if_died(folder: Path) -> None:
 
 def _newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; one that its last start went on from, where it has none of its own."""
-    path = _newest_in(folder / "checkpoints")
+    path = _newest_in(folder / CHECKPOINTS)
     if path is not None:
         return path
     try:
@@ -83,7 +88,7 @@ def _newest(folder: Path) -> Path | None:
     except ValueError as err:
         raise UsageError([str(err)]) from err
     before = starts[-1].get("resumed_from")
-    if before is None or Path(before).parent == (folder / "checkpoints").resolve():
+    if before is None or Path(before).parent == (folder / CHECKPOINTS).resolve():
         return None
     return _whole(Path(before))
 
