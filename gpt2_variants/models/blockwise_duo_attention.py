@@ -19,7 +19,7 @@ BLOCK = 64
 
 
 def extra_keys(num_tokens: int, neighbour: bool) -> list[int]:
-    """Where the keys of m_1..m_{S-1} that are not their past begin, each S-1 long: themselves, the right neighbours."""
+    """Return where the keys of m_1..m_{S-1} beside their past begin, S-1 each: themselves, the right neighbours."""
     return [num_tokens, 1] if neighbour else [num_tokens]
 
 
@@ -130,7 +130,7 @@ def blockwise_duo_attention(
     dropout: float,
     scale: float,
 ) -> torch.Tensor:
-    """As `duo_attention`; `seed` is that of the dropout."""
+    """Return what `duo_attention` does; `seed` is that of the dropout."""
     q, k, v = _merge_heads(query, key, value)
     whole = torch.empty_like(q)
     for blocks, (*_, values, out) in _streams((q, k, v, whole), seed, num_tokens, neighbour, dropout, scale):

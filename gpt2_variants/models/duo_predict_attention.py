@@ -82,7 +82,7 @@ class DuoPredictAttention(VariantAttention):
     def remember(
         self, key: torch.Tensor, value: torch.Tensor, cache: Cache, num_tokens: int | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `VariantAttention.remember`; of two streams the cache, empty before, gets the tokens alone."""
+        """Do what `VariantAttention.remember` does; of two streams the cache, empty before, gets the tokens alone."""
         if num_tokens is None:
             return super().remember(key, value, cache, **kwargs)
         super().remember(key[:, :, :num_tokens], value[:, :, :num_tokens], cache, **kwargs)
@@ -99,7 +99,9 @@ class DuoPredictAttention(VariantAttention):
         infill_masks: dict[bool, torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `VariantAttention.attend`; with `num_tokens`, S, over both streams. Weights are those of the tokens.
+        """Do what `VariantAttention.attend` does; where `num_tokens`, S, is given, for both streams.
+
+        The attention weights that it returns are those of the tokens.
 
         Args:
             token_mask: what `create_causal_mask` makes for the tokens; `attention_mask` is not used then.

@@ -31,7 +31,7 @@ class FlashDuoAttention(torch.autograd.Function):
         scale: float,
         kernel: str = "flash",
     ) -> torch.Tensor:
-        """As `duo_attention`; `kernel` is one of `causal_kernels.KERNELS`."""
+        """Return what `duo_attention` does; `kernel` is one of `causal_kernels.KERNELS`."""
         past = num_tokens - 2
         options: dict[str, Any] = {"dropout": dropout, "scale": scale, "kernel": kernel}
         tokens = [x[:, :, :num_tokens] for x in (query, key, value)]

@@ -127,7 +127,7 @@ def _score_in_chunks(
     targets: torch.Tensor,
     with_correct: bool = False,
 ) -> TokenScores:
-    """As `score_targets`, by the logits of some rows at a time."""
+    """Return what `score_targets` does, from the logits of some rows at a time."""
 
     def score(h: torch.Tensor, t: torch.Tensor) -> TokenScores:
         return score_logits(logits_of(h), t, with_correct)
@@ -188,7 +188,7 @@ def logits_to_grad(
 def _fused_logits_to_grad(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `logits_to_grad`, for inductor: it reads the logits twice and writes the gradient once.
+    """Return what `logits_to_grad` does, for inductor: it reads the logits twice and writes the gradient once.
 
     The target's entry is told by comparing indices. A scatter would need the whole gradient in float32 first.
     """
@@ -206,7 +206,7 @@ def _fused_logits_to_grad(
 
 
 def padding_of(weight: torch.Tensor) -> int:
-    """How many rows of zeros `weight` (V, E) gets for the training loss. They are no parameters, and no token."""
+    """Return how many rows of zeros, no parameters and no tokens, `weight` (V, E) gets for the training loss."""
     return 0 if weight.device.type == "cpu" else -len(weight) % VOCABULARY_MULTIPLE
 
 

@@ -58,7 +58,7 @@ class Float32Parameters(nn.Module):
         return super()._apply(without_rounding, recurse)
 
     def set_master(self, name: str, value: torch.Tensor) -> None:
-        """From now on `exact(name)` is `value`, with the gradient going to the parameter `name`."""
+        """Make `exact(name)` give `value` from now on; its gradient goes to the parameter `name`."""
         if not hasattr(self, f"{name}_master"):
             self.register_buffer(f"{name}_master", torch.empty_like(value), persistent=False)
         getattr(self, f"{name}_master").copy_(value)
@@ -102,7 +102,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         self.post_init()
 
     def positions(self, num_tokens: int) -> int:
-        """How many positions the blocks compute for a sequence of `num_tokens` training tokens."""
+        """Return how many positions the blocks compute for a sequence of `num_tokens` training tokens."""
         return num_tokens
 
     def learned(self) -> dict[str, torch.Tensor]:
@@ -207,7 +207,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
-        """As `GPT2LMHeadModel.forward`; and, for training and evaluation:
+        """Do what `GPT2LMHeadModel.forward` does; and for training and evaluation take these too.
 
         Args:
             labels: (B, S) aligned with the tokens; -100 is ignored.

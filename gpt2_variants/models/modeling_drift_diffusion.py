@@ -64,7 +64,7 @@ class DDAttention(VariantAttention):
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `VariantAttention.attend`, drifted and, in training, diffused: (B, Sq, H, D)."""
+        """Do what `VariantAttention.attend` does, then drift its output and, in training, diffuse it: (B, Sq, H, D)."""
         heads, weights = super().attend(query, key, value, attention_mask, **kwargs)
         if self.drift_param is not None:
             # linear in the heads: they alone are kept for the backward pass, and the attention keeps them anyway

@@ -122,7 +122,7 @@ class DuoPredictGPT2Model(VariantModel):
     def forward(  # type: ignore[override]  # the arguments are GPT2Model's
         self, *args: Any, infill: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[torch.Tensor, ...]:
-        """As `GPT2Model.forward`; with `infill` a `StreamsOutput`.
+        """Do what `GPT2Model.forward` does; with `infill` return a `StreamsOutput`.
 
         Raises:
             ValueError: `infill` of fewer than two tokens, on a cache that holds tokens already, or under a 4-D mask.
@@ -225,7 +225,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
         *args: Any,
         **kwargs: Any,
     ) -> GenerateOutput | torch.LongTensor:
-        """As for every causal LM; the mask entry, which no stream is trained to predict, is never generated."""
+        """Generate as every causal LM does, but never the mask entry, which no stream is trained to predict."""
         suppressed = kwargs.pop("suppress_tokens", None)
         for config in (generation_config, self.generation_config):
             if suppressed is None and config is not None:

@@ -125,7 +125,7 @@ class Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(query: torch.Tensor, key: torch.Tensor, angles: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `rotate`."""
+        """Return what `rotate` does."""
         return turn((query, key), angles)
 
     @staticmethod
@@ -184,13 +184,13 @@ class RotatingHeadAttention(VariantAttention):
         self.rope = HeadwiseRotation(config)
 
     def reset_own_parameters(self) -> None:
-        """As `HeadwiseRotation.reset_parameters`."""
+        """Do what `HeadwiseRotation.reset_parameters` does."""
         self.rope.reset_parameters()
 
     def place(
         self, query: torch.Tensor, key: torch.Tensor, first_slot: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `VariantAttention.place`: rotated by their absolute slots."""
+        """Rotate queries and keys by their absolute slots; arguments and result are as in `VariantAttention.place`."""
         angles = self.rope(first_slot + torch.arange(query.shape[2], device=query.device))
         return rotate(query, key, angles)
 
@@ -202,7 +202,7 @@ class RotatingHeadAttention(VariantAttention):
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `VariantAttention.attend`."""
+        """Do what `VariantAttention.attend` does."""
         if torch.is_grad_enabled():
             # a view of c_attn's whole output: kept for the backward pass, it would keep the unrotated ones in memory
             value = value.clone()

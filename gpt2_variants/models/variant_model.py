@@ -121,7 +121,7 @@ class VariantModel(ScaledInit, GPT2Model):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """As `GPT2Model.forward`, with `run_blocks`; `past_key_values` is the older name of `cache`.
+        """Do what `GPT2Model.forward` does, by `run_blocks`; `past_key_values` is the older name of `cache`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`.
