@@ -58,12 +58,12 @@ def ds_config_path(options: "Options") -> Path:
 
 
 def ds_config_name(options: "Options") -> str:
-    """How messages name the DeepSpeed JSON of a run."""
+    """Return how messages name the DeepSpeed JSON of a run."""
     return OF_THE_RUN_ITSELF if options.saved_ds_config is not None else str(ds_config_path(options))
 
 
 def find_ds_config(options: "Options") -> tuple[str, dict]:
-    """Where the DeepSpeed JSON of a run comes from, and the JSON as it stands there. Raises `UsageError`.
+    """Return where the DeepSpeed JSON of a run comes from, and the JSON as it stands there. Raises `UsageError`.
 
     A run that is gone on with has its own, unless another one is asked for.
     """
@@ -140,7 +140,7 @@ def zero_stage(config: dict) -> int:
 
 
 def compiles(options: "Options", config: dict) -> bool:
-    """Whether the blocks and the loss are compiled: as asked for, else on CUDA, but for ZeRO stage 3.
+    """Return whether the blocks and the loss are compiled: as asked for, else on CUDA, but for ZeRO stage 3.
 
     There DeepSpeed's hooks around each module are compiled too, anew for each of them.
     """
@@ -261,7 +261,7 @@ def _resolve_precision(options: "Options", config: dict, told: str) -> list[str]
 
 
 def overlaps_by_itself(options: "Options", config: dict) -> bool:
-    """Whether gradients are sent during the backward pass, and not because the JSON says so."""
+    """Return whether gradients are sent during the backward pass, and not because the JSON says so."""
     stated = find_ds_config(options)[1].get("zero_optimization", {}).get("overlap_comm", "auto")
     return stated == "auto" and config.get("zero_optimization", {}).get("overlap_comm", False)
 
@@ -291,7 +291,7 @@ def _resolve_zero(options: "Options", config: dict, world: int) -> None:
 
 
 def _engine_faults(config: dict, told: str) -> list[str]:
-    """What DeepSpeed's own config classes would refuse in a resolved `config`, or not use.
+    """Return what DeepSpeed's own config classes would refuse in a resolved `config`, or not use.
 
     Nothing where DeepSpeed is not installed: training is refused for that, and a plan without it is a plan.
     """
@@ -334,7 +334,7 @@ def _engine_faults(config: dict, told: str) -> list[str]:
 
 
 def _find(section: dict, fits: Callable[[str, Any], Any], where: str = "") -> list[str]:
-    """Where in `section` a key and its value fit, as in zero_optimization.stage."""
+    """Return where in `section` a key and its value fit, as in zero_optimization.stage."""
     found = [f"{where}{key}" for key, value in section.items() if fits(key, value)]
     for key, value in section.items():
         if isinstance(value, dict):

@@ -82,7 +82,7 @@ def resolve(options: "Options", config: dict, total_steps: int, told: str) -> li
 
 
 def is_adam(kind: str) -> bool:
-    """Whether an optimizer's type is Adam or AdamW, in DeepSpeed's spelling or any other."""
+    """Return whether an optimizer's type is Adam or AdamW, in DeepSpeed's spelling or any other."""
     return kind.lower() in ("adam", "adamw")
 
 
@@ -144,7 +144,7 @@ def warmup_steps(config: dict) -> int:
 
 
 def faults(config: dict, told: str) -> list[str]:
-    """What is wrong with optimizer and scheduler of a resolved `config`, as far as it shows without an engine."""
+    """Return what is wrong with optimizer and scheduler of a resolved `config`, as far as shows without an engine."""
     import torch
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
@@ -173,7 +173,7 @@ def faults(config: dict, told: str) -> list[str]:
 
 
 def _scheduler_faults(config: dict, told: str) -> list[str]:
-    """By building the scheduler on an optimizer of one number, and taking a step."""
+    """Find faults by building the scheduler on an optimizer of one number, and taking a step."""
     import torch
 
     kind = config["scheduler"].get("type")
@@ -211,7 +211,7 @@ def _schedulers() -> dict[str, type]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What schedules warn of before the first step does not count on a toy."""
+    """Silence what schedules warn of before the first step: a toy takes none."""
     from deepspeed.utils import logger
 
     level = logger.level
@@ -225,7 +225,7 @@ def _quiet() -> Iterator[None]:
 
 
 def make_schedule(config: dict) -> Callable[[Any], Any] | None:
-    """What makes the schedule of a resolved config, given torch's optimizer; None for a constant rate.
+    """Return what makes the schedule of a resolved config, given torch's optimizer; None for a constant rate.
 
     DeepSpeed would hand torch's own schedules its wrapper, which they refuse; so each is made here, of the optimizer
     itself.

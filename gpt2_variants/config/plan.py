@@ -142,7 +142,7 @@ class Plan:
         return config
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same to go on from a checkpoint: it decides the weights so far and the order of the data."""
+        """Return what must be the same to go on from a checkpoint: it decides the weights and the order of the data."""
         return {
             "variant": self.variant,
             **({"variant_code": self.variant_code} if self.variant_code else {}),
@@ -159,12 +159,12 @@ class Plan:
         }
 
     def sharding(self) -> dict[str, int]:
-        """What decides how the optimizer's states are cut into files."""
+        """Return what decides how the optimizer's states are cut into files."""
         return {"world_size": self.world_size, "zero_stage": self.zero_stage}
 
 
 def recipe(plan: dict[str, Any]) -> dict[str, Any]:
-    """What runs of one recipe have in common: the fields of a `Plan` (as a dict) that decide results or cost.
+    """Return what runs of one recipe have in common: the fields of a `Plan` (as a dict) that decide results or cost.
 
     Two runs are seeds of one recipe if this is equal. A global batch is the same on any number of GPUs.
     """
@@ -266,7 +266,7 @@ def _chosen_by_machine(options: Options, ds: dict[str, Any]) -> list[str]:
 
 
 def facts_of(data: Data) -> DataFacts:
-    """What a plan must know of `data`."""
+    """Return what a plan must know of `data`."""
     return DataFacts(len(data.train), len(data.validation), data.description, data.fingerprint)
 
 

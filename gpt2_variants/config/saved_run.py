@@ -27,7 +27,7 @@ def run_folder_of(checkpoint: Path) -> Path | None:
 
 
 def go_on(values: dict[str, Any]) -> dict[str, Any]:
-    """What is asked for on the command line, and beside it what was asked of the run that it goes on with.
+    """Return what is asked for on the command line, and beside it what was asked of the run that it goes on with.
 
     Args:
         values: option -> value, as asked for now.
