@@ -55,7 +55,7 @@ class Difference:
 
 
 def difference(group: Group, baseline: Group, axis: str) -> Difference | None:
-    """At the largest value of `axis` (one of `COMPARED`) that all runs of both reached; None where none is common.
+    """Compare at the largest value of `axis` (of `COMPARED`) that all runs of both reached; None where there is none.
 
     Between evaluations the loss is interpolated linearly. The p-value is that of this comparison alone.
     """
@@ -94,7 +94,7 @@ def difference(group: Group, baseline: Group, axis: str) -> Difference | None:
 
 
 def _estimate(group: Group, baseline: Group, ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Of the losses of the groups' runs; paired where that is possible."""
+    """Estimate the difference of the losses of the groups' runs, paired where that is possible."""
     (our_seeds, our_repeats), (their_seeds, their_repeats) = _by_seed(group, ours), _by_seed(baseline, theirs)
     common = sorted(seed for seed in our_seeds.keys() & their_seeds.keys() if seed is not None)
     if len(common) > 1 and not our_repeats and not their_repeats and _same_order(group.first, baseline.first):
@@ -111,7 +111,7 @@ def _by_seed(group: Group, losses: Sequence[float]) -> tuple[dict[int | None, fl
 
 
 def _same_order(run: SavedRun, other: SavedRun) -> bool:
-    """Whether two runs of one seed see the same sequences at the same steps, as far as is known."""
+    """Return whether two runs of one seed see the same sequences at the same steps, as far as is known."""
     facts = [(r.plan.get("train_batch_size"), r.block_size, r.facts.get("data_fingerprint")) for r in (run, other)]
     return facts[0] == facts[1] and None not in facts[0]
 
@@ -182,12 +182,12 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
 
 
 def _settings_apart(run: SavedRun, other: SavedRun) -> int:
-    """How many settings differ, but for the length of the schedule."""
+    """Return how many settings differ, but for the length of the schedule."""
     return len({*differing(run, other)} - OF_LENGTH)
 
 
 def _adjusted(verdicts: list[Verdict], at: str) -> list[Verdict]:
-    """With the p-values, and what they decide, of the differences `at` adjusted for all of them."""
+    """Return the verdicts with the p-values of the differences `at`, and what they decide, adjusted for all of them."""
     p_values = {
         n: p for n, v in enumerate(verdicts) if (found := getattr(v, at)) and (p := found.estimate.p) is not None
     }
@@ -201,7 +201,7 @@ def _adjusted(verdicts: list[Verdict], at: str) -> list[Verdict]:
 
 
 def _verdict(groups: Sequence[Group], baselines: Sequence[Group]) -> Verdict:
-    """Of alternatives on both sides."""
+    """Judge one variant, where it and the baseline may each be several groups."""
     pairs = [(group, baseline) for group in groups for baseline in baselines]
     group, baseline = _nearest(pairs, "tokens")
     same_machine = _same_machine(group, baseline)

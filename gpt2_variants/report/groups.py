@@ -26,7 +26,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Mean":
-        """Of at least one value."""
+        """Take the mean of at least one value."""
         found = list(values)
         if not all(map(math.isfinite, found)):
             return cls(math.nan, None, len(found))
@@ -89,7 +89,7 @@ class Group:
         return self.mean(lambda run: run.final.get(name))
 
     def on_its_machine(self, figure: Callable[[SavedRun], float | None]) -> Mean | None:
-        """As `mean`, for a figure that says nothing unless all runs ran on the same machine."""
+        """Return what `mean` does, for a figure that says nothing unless all runs ran on the same machine."""
         return None if self.machine is None else self.mean(figure)
 
     @property
@@ -142,7 +142,7 @@ def _label(run: SavedRun, others: list[SavedRun], told: Callable[[str], bool]) -
 
 
 def _sizes_tell_shapes(runs: Sequence[SavedRun]) -> bool:
-    """Whether runs of one named size have one shape, and all have a named size."""
+    """Return whether runs of one named size have one shape, and all have a named size."""
     shapes = {(run.plan.get("size"), *(run.settings.get(name) for name in sorted(SHAPE))) for run in runs}
     sizes = [shape[0] for shape in shapes]
     return None not in sizes and len(set(sizes)) == len(sizes)
@@ -155,7 +155,7 @@ def differing(run: SavedRun, other: SavedRun) -> list[str]:
 
 
 def data_difference(run: SavedRun, other: SavedRun) -> str | None:
-    """Why perplexities of two runs are not of the same text in the same tokens; None if they are, as far as is known.
+    """Return why two runs' perplexities are not of the same text in the same tokens; None if they are, as far as known.
 
     The fingerprint of equal data differs between block sizes. There the names of data set and tokenizer count, and the
     unigram perplexity, which the tokens lost at the blocks' ends change by less than 1 %.

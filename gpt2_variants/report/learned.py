@@ -26,7 +26,7 @@ class Learned:
 
 
 def models_of(groups: Sequence[Group]) -> list[tuple[Path, str]]:
-    """Of each group the model of one run, the first that has one, with a title."""
+    """Return one model for each group, that of the first run that has one, with a title."""
     found = []
     for group in groups:
         run = next((run for run in group.runs if (run.folder / "model" / "config.json").is_file()), None)
@@ -37,7 +37,7 @@ def models_of(groups: Sequence[Group]) -> list[tuple[Path, str]]:
 
 
 def all_learned(of_runs: Sequence[tuple[Path, str]], named: Sequence[tuple[Path, str]]) -> list[Learned]:
-    """What the runs' models and the models that were asked for learned.
+    """Return what the runs' models and the models that were asked for learned.
 
     Raises:
         UsageError: a model of `named` cannot be read; of a run's it is said on the page.

@@ -12,7 +12,7 @@ AT = {"tokens": "equal data", "flops": "equal cost", "time": "equal time"}
 
 
 def notes_on(group: Group, baseline: Group, same_machine: bool) -> list[str]:
-    """On block size, batch, settings and machine."""
+    """Return notes on block size, batch, settings and machine."""
     ours, theirs = group.first, baseline.first
     notes = []
     if ours.block_size != theirs.block_size:
@@ -54,7 +54,7 @@ def _notes_on_settings(ours: SavedRun, theirs: SavedRun) -> list[str]:
 
 
 def notes_on_schedules(axis: str, stood: Sequence[tuple[Group, float]], close: float) -> list[str]:
-    """On groups that were cut in mid-schedule, where the rate is higher than at its end.
+    """Return notes on groups that were cut in mid-schedule, where the rate is higher than at its end.
 
     Args:
         axis: of `AT`.
@@ -78,7 +78,7 @@ def notes_on_schedules(axis: str, stood: Sequence[tuple[Group, float]], close: f
 
 
 def note_on_pairs(group: Group, baseline: Group) -> list[str]:
-    """On seeds that stand in no pair, of groups that were compared by pairs of seeds."""
+    """Return notes on seeds that stand in no pair, where groups were compared by pairs of seeds."""
     seeds = [{run.seed for run in side.runs} for side in (group, baseline)]
     return [
         f"Compared by pairs of seeds: of {side.label} {', '.join(map(str, sorted(left, key=str)))} stand in none."

@@ -51,7 +51,7 @@ class SavedRun:
 
     @functools.cached_property
     def status(self) -> str:
-        """As in `run.json`: running, finished, interrupted or failed; or died, which only a reader can tell."""
+        """The status in `run.json`: running, finished, interrupted or failed; or died, which only a reader can tell."""
         return status_of(self.facts)
 
     @property
@@ -71,7 +71,7 @@ class SavedRun:
 
     @functools.cached_property
     def recipe_of_any_length(self) -> str:
-        """As `recipe`, but equal for runs that differ in the length of the schedule too."""
+        """The same as `recipe`, but equal for runs that differ in the length of the schedule too."""
         told = {name: value for name, value in recipe(self.plan).items() if name not in LENGTH}
         schedule = told.get("schedule") or {}
         params = {k: v for k, v in (schedule.get("params") or {}).items() if k not in FOLLOWING_LENGTH}
@@ -79,7 +79,7 @@ class SavedRun:
 
     @functools.cached_property
     def settings(self) -> dict[str, str]:
-        """Of the recipe, what a reader is to be told by name, as text; data set and tokenizer by the names given."""
+        """What a reader is told of the recipe by name, as text; data set and tokenizer by the names given."""
         told = {k: v for k, v in recipe(self.plan).items() if k not in SHOWN_ELSEWHERE}
         told |= {name: self.plan.get(name) for name in ("dataset", "tokenizer")}
         model = {k: v for k, v in (self.plan.get("model") or {}).items() if k not in ("bos_token_id", "eos_token_id")}
@@ -96,7 +96,7 @@ class SavedRun:
 
     @property
     def seed(self) -> int | None:
-        """Of initialisation, data order and dropout."""
+        """The seed of initialisation, data order and dropout."""
         return self.plan.get("seed")
 
     @property
@@ -138,7 +138,7 @@ class SavedRun:
 
     @property
     def unigram_perplexity(self) -> float | None:
-        """Of the validation text, under the counts of the training text."""
+        """The perplexity of the validation text under the counts of the training text."""
         return self.facts.get("unigram_perplexity")
 
     @property
@@ -148,12 +148,12 @@ class SavedRun:
 
     @property
     def tokens_per_step(self) -> float | None:
-        """On average."""
+        """The mean number of training tokens per optimizer step."""
         return self.tokens / self.step if self.step and self.tokens is not None else None
 
     @property
     def seconds(self) -> float | None:
-        """Of training, without evaluations and checkpoints."""
+        """The seconds of training, without evaluations and checkpoints."""
         last = [r["elapsed_seconds"] for r in (*self.training, *self.evaluations) if "elapsed_seconds" in r]
         return max(last, default=self.facts.get("train_seconds"))
 
@@ -165,7 +165,7 @@ class SavedRun:
 
     @property
     def peak_memory_bytes(self) -> float | None:
-        """Of one process: GPU memory on CUDA, else the resident set."""
+        """The memory of one process at most: GPU memory on CUDA, else the resident set."""
         return max((r["peak_memory_bytes"] for r in self.training if r.get("peak_memory_bytes")), default=None)
 
     @property
@@ -193,7 +193,7 @@ class SavedRun:
         return interpolate(known, step)
 
     def place(self, record: dict[str, Any], axis: str) -> float | None:
-        """Where a record stands on an axis of `AXES`: steps, tokens, seconds or training FLOPs."""
+        """Return where a record stands on an axis of `AXES`: steps, tokens, seconds or training FLOPs."""
         if axis == "steps":
             return record["step"]
         if axis == "time":
@@ -209,7 +209,7 @@ class SavedRun:
         return [(place, value) for place, value in placed if place is not None]
 
     def end(self, axis: str) -> float | None:
-        """Where the last evaluation stands on `axis`; None where none can be placed."""
+        """Return where the last evaluation stands on `axis`; None where none can be placed."""
         curve = self.evaluation_curve(axis)
         return curve[-1][0] if curve else None
 

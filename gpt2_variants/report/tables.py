@@ -22,7 +22,7 @@ class Table:
     legend: str = ""
 
     def markdown(self) -> str:
-        """With its heading and legend."""
+        """Return the table as Markdown, with its heading and legend."""
         rules = ["---:" if side == "r" else "---" for side in self.align]
         rows = [self.head, rules, *([plain(cell).replace("|", "\\|") for cell in row] for row in self.rows)]
         text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -30,7 +30,7 @@ class Table:
 
 
 def plain(text: str) -> str:
-    """On one line, and nothing in it is taken for HTML."""
+    """Return the text on one line, such that nothing in it is taken for HTML."""
     return " ".join(text.replace("<", "&lt;").split())
 
 
@@ -40,7 +40,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def _mean_in_interval(value: Mean | None, form: str) -> str:
-    """As `_mean`, with the 95 % interval of the mean."""
+    """Return what `_mean` does, with the 95 % interval of the mean."""
     if value is None or not value.interval:
         return _mean(value, form)
     low, high = value.interval
@@ -129,7 +129,7 @@ def stream_tables(groups: Sequence[Group]) -> list[Table]:
 
 
 def cost_table(groups: Sequence[Group]) -> Table:
-    """What each group's model and training cost."""
+    """Return what each group's model and training cost."""
     rows = [
         [
             group.label,

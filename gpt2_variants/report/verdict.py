@@ -32,7 +32,7 @@ class Said:
 
 
 def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[Said]:
-    """Whether each group is better than the baseline, and what to mind in comparing them."""
+    """Return whether each group is better than the baseline, and what to mind in comparing them."""
     lines = []
     if not any(group.is_baseline and group.finished for group in groups):
         lines.append(Said("No finished run of gpt2, the baseline, is among these: add one to compare with."))
@@ -75,7 +75,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def sentence(found: Difference) -> str:
-    """What was found, without its place and a full stop; no figure of a difference stands without its interval."""
+    """Say what was found, without its place and a full stop; no figure of a difference stands without its interval."""
     estimate = found.estimate
     if found.word == "too few seeds":
         return TOO_FEW
@@ -98,7 +98,7 @@ def sentence(found: Difference) -> str:
 
 
 def _place(found: Difference, v: Verdict) -> str:
-    """Where the two stand, and by which groups, if they are others than at equal data."""
+    """Return where the two stand, and by which groups, if they are others than at equal data."""
     how_far = {
         "tokens": f"{found.place:,.0f} training tokens",
         "flops": f"{flops_text(found.place)} training FLOPs",
