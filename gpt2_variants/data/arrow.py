@@ -33,7 +33,7 @@ def row_lengths(table: Any) -> np.ndarray:
 
 
 def rows_in_batch(rows: datasets.Dataset) -> int:
-    """As many rows as make a few megabytes: a row may be a line or a book."""
+    """Return how many rows make a few megabytes: a row may be a line or a book."""
     bytes_per_row = rows.data.nbytes / max(1, rows.data.num_rows)
     return int(np.clip(BYTES_PER_BATCH / max(1.0, bytes_per_row), 1, ROWS_PER_BATCH))
 

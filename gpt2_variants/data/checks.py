@@ -113,7 +113,7 @@ def tokenizer_fault(tokenizer: str) -> str | None:
 
 
 def _hub_cache_has_dataset(dataset: str) -> bool:
-    """Whether `datasets` has prepared this set before: without a network it can load such sets only."""
+    """Return whether `datasets` has prepared this set before: without a network it can load such sets only."""
     import huggingface_hub.constants
 
     default = Path(huggingface_hub.constants.HF_HOME, "datasets")

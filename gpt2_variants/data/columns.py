@@ -55,7 +55,7 @@ def _kind(value: Any) -> str:
 
 
 def kinds_of(features: datasets.Features) -> dict[str, str]:
-    """As `kinds_in`, by the features of a data set."""
+    """Return what `kinds_in` does, by the features of a data set."""
     from datasets import LargeList, List, Value
 
     def kind(feature: Any) -> str:

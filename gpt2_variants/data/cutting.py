@@ -86,7 +86,7 @@ def tokenise_parts(
 
 
 def _last_rows(rows: datasets.Dataset, tokenise: Tokenise | None, block_size: int) -> int:
-    """How many of the last rows hold a block; one more than there are if all of them do not.
+    """Return how many of the last rows hold a block; one more than there are if all of them do not.
 
     Reads, and tokenises where `tokenise` is given, as few rows as tell it.
     """

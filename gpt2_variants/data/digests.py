@@ -64,7 +64,7 @@ def file_digests(files: Sequence[Path], source: Path, cache: Path) -> list[str]:
 
 
 def _status(file: Path) -> list[Any]:
-    """What changes with a file's content: ctime too, since mtime can be set back."""
+    """Return what changes with a file's content: ctime too, since mtime can be set back."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 

@@ -134,7 +134,7 @@ def _why_not(file: Path) -> str | None:
 
 
 def selection_fault(path: Path, selection: Selection, encoding: str | None) -> str | None:
-    """What is wrong with the files at `path`, as far as names and samples tell; None if nothing is."""
+    """Return what is wrong with the files at `path`, as far as names and samples tell; None if nothing is."""
     files = selection.files
     if not files:
         if not any(path.iterdir()):

@@ -64,7 +64,7 @@ def read_files(dataset: str, files: list[Path], reading: Reading, scratch: Path)
 
 
 def _column_in(dataset: str, file: Path, reading: Reading) -> Column:
-    """What is taken of a file, by its first rows."""
+    """Choose the column of a file, by its first rows."""
     found = format_of(file)
     if found is not None and found.kind != "rows":
         if reading.text_column is not None:

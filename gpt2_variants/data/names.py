@@ -65,23 +65,23 @@ def source_name(dataset: str) -> SourceName:
 
 
 def is_path(name: str) -> bool:
-    """Whether `name` means a place on this machine; everything else is taken for a Hub id."""
+    """Return whether `name` means a place on this machine; everything else is taken for a Hub id."""
     looks_local = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1
     return looks_local or Path(name).suffix.lower() in FILE_SUFFIXES or (name != "" and Path(name).exists())
 
 
 def is_hub_dataset(dataset: str) -> bool:
-    """Whether a value of `--dataset` names something on the Hub."""
+    """Return whether a value of `--dataset` names something on the Hub."""
     return dataset == WIKITEXT or (dataset != "builtin" and not is_path(dataset))
 
 
 def is_hub_tokenizer(tokenizer: str) -> bool:
-    """Whether a value of `--tokenizer` names something on the Hub."""
+    """Return whether a value of `--tokenizer` names something on the Hub."""
     return tokenizer != "builtin" and not is_path(tokenizer)
 
 
 def is_saved_folder(path: Path) -> bool:
-    """Whether `datasets` saved the folder at `path`."""
+    """Return whether `datasets` saved the folder at `path`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
@@ -100,7 +100,7 @@ def brief(error: BaseException) -> str:
 
 
 def default_split(dataset: str) -> str:
-    """What `load_tokens` reads where no split is asked for: all of a local file, else the validation part."""
+    """Return what `load_tokens` reads where no split is asked for: all of a local file, else the validation part."""
     is_file = dataset not in ("builtin", WIKITEXT) and Path(dataset).expanduser().is_file()
     return "all" if is_file else "validation"
 
@@ -111,7 +111,7 @@ def default_cache() -> Path:
 
 
 def is_prepared(dataset: str, tokenizer: str | None) -> bool:
-    """Whether the default cache holds this Hub set or tokenizer, so that a load may need no network."""
+    """Return whether the default cache holds this Hub set or tokenizer, so that a load may need no network."""
     for file in default_cache().glob("*/info.json"):
         info = json.loads(file.read_text(encoding="utf-8"))
         if info["dataset"] == dataset and tokenizer in (None, info["tokenizer"]):

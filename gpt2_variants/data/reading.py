@@ -30,11 +30,11 @@ class Reading:
     validation_split_percentage: float | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What is asked for, for the key of prepared data; empty if nothing is."""
+        """Return what is asked for, for the key of prepared data; empty if nothing is."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def faults(self) -> list[str]:
-        """What is wrong with the options by themselves, a line each."""
+        """Return what is wrong with the options by themselves, a line each."""
         lines = []
         if self.encoding is not None:
             try:

@@ -153,7 +153,7 @@ def _read_local(dataset: str, path: Path, reading: Reading, scratch: Path) -> So
 
 
 def file_notes(dataset: str) -> list[str]:
-    """What of a local folder is read and what is not, a line each; of other sources nothing."""
+    """Return what of a local folder is read and what is not, a line each; of other sources nothing."""
     path = Path(dataset).expanduser()
     if dataset in ("builtin", WIKITEXT) or not path.is_dir() or is_saved_folder(path):
         return []
@@ -216,7 +216,7 @@ def _assembled(dataset: str, origin: str, rows: dict[str, Rows], reading: Readin
 
 
 def _separator(dataset: str, parts: list[Rows], reading: Reading) -> str:
-    """What stands after each document. Raises `DataError` where one is asked for and rows are no documents."""
+    """Return what stands after each document. Raises `DataError` where one is asked for and rows are no documents."""
     asked = reading.document_separator
     documents = bool(parts) and all(part.is_documents for part in parts)
     if asked not in (None, NO_SEPARATOR) and not documents:

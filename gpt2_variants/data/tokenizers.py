@@ -138,7 +138,7 @@ def separator_id(separator: str, tokenizer: transformers.PreTrainedTokenizerBase
 
 
 def line_note(tokenizer: transformers.PreTrainedTokenizerBase) -> str | None:
-    """What is to be said of a tokenizer that gives lines other tokens than the same text in one; None if it does not.
+    """Return a warning if a tokenizer gives lines other tokens than the same text in one piece; else None.
 
     SentencePiece and its like put a space before every text that they are given.
     """
