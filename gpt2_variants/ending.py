@@ -58,7 +58,7 @@ def _written(code: int) -> int:
 
 
 def _has_lost_its_reader(stream: IO[str]) -> bool:
-    """Whether `stream` is a pipe that nobody can read any more."""
+    """Return whether `stream` is a pipe that nobody can read any more."""
     asked = select.poll()
     asked.register(stream, select.POLLOUT)
     return any(event & select.POLLERR for _, event in asked.poll(0))

@@ -64,7 +64,7 @@ def streams_in(figures: Mapping[str, Any], declared: Iterable[Stream]) -> list[S
 
 
 def describe(figures: dict[str, Any], declared: Iterable[Stream] = ()) -> list[str]:
-    """What `evaluate` returned in words: a line on the next token, and one on every further stream, with its caveat."""
+    """Say in words what `evaluate` returned: a line on the next token, and one per further stream with its caveat."""
 
     def line(prefix: str) -> str:
         loss, perplexity, accuracy = (figures[prefix + name] for name in ("loss", "perplexity", "accuracy"))
@@ -78,7 +78,7 @@ def describe(figures: dict[str, Any], declared: Iterable[Stream] = ()) -> list[s
 
 
 def window_starts(num_tokens: int, block_size: int, stride: int) -> list[tuple[int, int]]:
-    """Where windows of a fixed size lie over a text, and from where on the tokens in each are new.
+    """Return where windows of a fixed size lie over a text, and from where on the tokens in each are new.
 
     Window i begins at token i * stride, as in transformers' "Perplexity of fixed-length models"; but the last one is
     moved back to end with the text, so that all are equally long.

@@ -91,7 +91,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def only_leftovers(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a start of ours leaves that ended before its first step."""
+    """Return whether a folder holds nothing but what a start of ours leaves that ended before its first step."""
     return all(_is_leftover(path) for path in folder.iterdir())
 
 
@@ -106,13 +106,13 @@ def _is_leftover(path: Path) -> bool:
 
 
 def holds_nothing(file: Path) -> bool:
-    """Whether a file is empty, or holds blanks alone, or the zeros that a machine leaves which crashed."""
+    """Return whether a file is empty, or holds blanks alone, or the zeros that a machine leaves which crashed."""
     with file.open("rb") as stream:
         return all(not block.strip(b"\0 \r\n") for block in iter(lambda: stream.read(1 << 16), b""))
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What a disk refused, in words with the cure: it is full, or may not be written; None of any other error.
+    """Return what a disk refused, in words with the cure: it is full, or may not be written; None of any other error.
 
     The errors that led to `error` are looked at too, and what libraries that are not Python's say of one.
     """
@@ -147,7 +147,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def new_folder_faults(folder: Path) -> list[str]:
-    """What stands in the way of making `folder`: it exists, or its place cannot be written."""
+    """Return what stands in the way of making `folder`: it exists, or its place cannot be written."""
     if folder.exists():
         return [f"--output_dir {folder}: exists already; give a new folder"]
     parent = next(p for p in folder.absolute().parents if p.exists())

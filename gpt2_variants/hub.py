@@ -115,7 +115,7 @@ def _digest(file: Path) -> str:
 
 
 def push_faults(folder: Path, repo_id: str | None, private: bool | None) -> list[str]:
-    """What stands in the way of `publish`, in lines; the Hub is asked, and nothing is written."""
+    """Return what stands in the way of `publish`, in lines; the Hub is asked, and nothing is written."""
     try:
         facts = RunRecord(folder, writes=False).facts
     except ValueError as err:

@@ -19,7 +19,7 @@ class PushError(RuntimeError):
 
 
 def local_faults(option: str, repo_id: str | None, by: str = "--push_to_hub") -> list[str]:
-    """What stands in the way of a push and can be known without the network.
+    """Return what stands in the way of a push and can be known without the network.
 
     Args:
         option: the option of the command line that gives `repo_id`, for the messages.
@@ -46,7 +46,7 @@ def local_faults(option: str, repo_id: str | None, by: str = "--push_to_hub") ->
 def access_faults(
     option: str, repo_id: str, private: bool, kind: str = "model", by: str = "--push_to_hub"
 ) -> list[str]:
-    """Why the Hub would not let the token's owner write `repo_id`; asked within seconds, and nothing is written.
+    """Return why the Hub would not let the token's owner write `repo_id`; asked within seconds, and nothing is written.
 
     Args:
         option, by: as for `local_faults`.
@@ -137,7 +137,7 @@ def quiet_bars() -> Iterator[None]:
 
 
 def attempt(do: Callable[[], T]) -> T:
-    """What `do` returns, which talks to the Hub; tried three times where the fault may pass. Raises `PushError`."""
+    """Return what `do` returns, which talks to the Hub, in up to three tries. Raises `PushError`."""
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -137,7 +137,7 @@ def _use(variant: Variant, name: str) -> str:
 
 
 def _recipe(facts: dict[str, Any], plan: dict[str, Any], source: SourceName) -> str:
-    """How it was trained, as a table, from the plan alone; what an older record does not tell is left out."""
+    """Return how it was trained, as a table, from the plan alone; what an older record does not tell is left out."""
     start, best = facts["starts"][-1], facts.get("best")
     tokenizer = source_name(plan["tokenizer"]) if plan["tokenizer"] != "builtin" else SourceName("builtin")
     rows = {

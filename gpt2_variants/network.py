@@ -20,7 +20,7 @@ def endpoint() -> str:
 
 
 def reachable(anew: bool = False) -> bool:
-    """Whether the Hub answers; found out once per process and endpoint, or `anew`.
+    """Return whether the Hub answers; found out once per process and endpoint, or `anew`.
 
     Asked first because without a network the Hub's own client needs 23 s to give up, 385 s where packets are swallowed.
     """
@@ -34,7 +34,7 @@ def reachable(anew: bool = False) -> bool:
 
 @functools.cache
 def answers(endpoint: str) -> bool:
-    """Whether `endpoint` gives an HTTP answer within 3 seconds, through the environment's proxy if it names one.
+    """Return whether `endpoint` gives an HTTP answer within 3 seconds, through the environment's proxy if it names one.
 
     Asked once per process.
     """
@@ -79,7 +79,7 @@ def offline(wanted: bool) -> Iterator[None]:
 
 
 def hub_cache_has(model_id: str, names: Iterable[str]) -> bool:
-    """Whether Hugging Face's cache holds one of the files `names` of the model repository `model_id`."""
+    """Return whether Hugging Face's cache holds one of the files `names` of the model repository `model_id`."""
     import huggingface_hub.constants
 
     snapshots = Path(huggingface_hub.constants.HF_HUB_CACHE, "models--" + model_id.replace("/", "--"), "snapshots")

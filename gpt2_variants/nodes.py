@@ -29,7 +29,7 @@ def fault() -> str | None:
 
 
 def number_of_nodes() -> int:
-    """How many nodes the launcher started ranks on; 1 without a launcher.
+    """Return how many nodes the launcher started ranks on; 1 without a launcher.
 
     From the world size, and the ranks of this node as DeepSpeed's launcher (LOCAL_SIZE) or torchrun
     (LOCAL_WORLD_SIZE) tells. Ranks started in another way are taken for one a node, unless they meet at a loopback
@@ -65,7 +65,7 @@ def choose_interface() -> None:
 
 
 def _reachable_by_name() -> bool:
-    """Whether this machine's own name means an address of one of its interfaces, other than the loopback's."""
+    """Return whether this machine's own name means an address of one of its interfaces, other than the loopback's."""
     import psutil
 
     try:

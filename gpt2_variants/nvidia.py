@@ -46,7 +46,7 @@ def build_for(cuda: tuple[int, int]) -> str | None:
 
 
 def unused_gpu() -> str | None:
-    """Why torch has no CUDA though NVIDIA's driver is here, with the cure, in a line; None where nothing is amiss.
+    """Return in a line, with the cure, why torch has no CUDA though a driver is here; None where nothing is amiss.
 
     For whoever would choose between the GPU and the CPU by what torch sees.
     """

@@ -55,7 +55,7 @@ class Request:
 
 
 def faults(request: Request) -> list[str]:
-    """What stands in the way, one line each, found within seconds; the Hub is asked, and nothing is written."""
+    """Return what stands in the way, one line each, found within seconds; the Hub is asked, and nothing is written."""
     lines = check_source(request.dataset, request.tokenizer, request.reading)
     if request.output_dir is not None:
         lines += new_folder_faults(request.output_dir)

@@ -15,7 +15,7 @@ DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def main_rank() -> bool:
-    """Whether this process is the one that speaks (rank 0, or no launcher)."""
+    """Return whether this process is the one that speaks (rank 0, or no launcher)."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def has_cuda() -> bool:
-    """Whether torch sees a CUDA device. Where the system has no driver, torch need not be imported for the answer."""
+    """Return whether torch sees a CUDA device; where the system has no driver, torch is not imported for the answer."""
     if "torch" not in sys.modules and sys.platform == "linux" and not any(Path(p).exists() for p in DEVICE_FILES):
         return False
     import torch
@@ -34,7 +34,7 @@ def has_cuda() -> bool:
 
 
 def use_accelerator() -> None:
-    """To be called before deepspeed is imported: on a CPU it is told so, and need not warn that it found nothing."""
+    """Tell DeepSpeed, before it is imported, where there is only a CPU, so that it need not warn of finding nothing."""
     if not has_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

@@ -83,14 +83,14 @@ def without_package(text: str) -> str:
 
 
 def _is_record_import(node: ast.AST) -> bool:
-    """Whether `node` is the import of `Variant`, which only the record needs."""
+    """Return whether `node` is the import of `Variant`, which only the record needs."""
     if not isinstance(node, ast.ImportFrom) or node.level or node.module not in (f"{PACKAGE}.registry", PACKAGE):
         return False
     return all(alias.name == "Variant" for alias in node.names)
 
 
 def _is_of_the_record(node: ast.AST) -> bool:
-    """Whether the statement `node` stays behind: the record, or the import that only it needs."""
+    """Return whether the statement `node` stays behind: the record, or the import that only it needs."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     return _is_record_import(node) or bool(names and set(names) <= set(_RECORDS))

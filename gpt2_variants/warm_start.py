@@ -32,7 +32,7 @@ class WarmStartError(ValueError):
 
 
 def fault_of(source: str) -> str | None:
-    """What is wrong with `source`, found within seconds and without its weights: a line; None if nothing is."""
+    """Return what is wrong with `source`, found within seconds and without its weights: a line; None if nothing is."""
     folder = Path(source).expanduser()
     if folder.exists():
         if not folder.is_dir():
@@ -127,7 +127,7 @@ class WarmStart:
 
 
 def read(source: str, variant: Variant, config: "GPT2Config") -> WarmStart:
-    """What a model of `variant` with `config` takes over from `source`.
+    """Return what a model of `variant` with `config` takes over from `source`.
 
     Raises:
         WarmStartError: the checkpoint is incomplete, or does not fit but for the variant's own parameters.

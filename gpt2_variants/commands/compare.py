@@ -217,7 +217,7 @@ def _fields(arguments: argparse.Namespace) -> list[str]:
 
 
 def _defaults(training: argparse.Namespace, entries: list[Any]) -> list[str]:
-    """What an experiment sets of the options of training that were not given; it is said."""
+    """Return the options of training that an experiment sets because they were not given, and print them."""
     preset = training.preset or ("seed" if has_cuda() else "demo")
     defaults = {"preset": preset, "report_to": "none", "save_total_limit": "1"}
     sizes = {entry.spec.block_size for entry in entries}

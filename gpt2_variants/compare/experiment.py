@@ -137,7 +137,7 @@ class Experiment:
         return [(size, entry) for size in self.sizes for entry in self.entries]
 
     def is_mine(self, unit: Unit) -> bool:
-        """Whether this process runs the entry at that size; all runs of it, since its rate is chosen among them."""
+        """Return whether this process runs the entry at that size: all its runs, since its rate is chosen from them."""
         number, count = self.task
         return self.units.index(unit) % count == number
 
@@ -167,7 +167,7 @@ class Experiment:
                         yield Trial(entry, size, seed, rates[size, entry], purpose=purpose)
 
     def saved(self) -> str:
-        """What decides which runs there are, as JSON, for the experiment's folder."""
+        """Return what decides which runs there are, as JSON, for the experiment's folder."""
         told = {**dataclasses.asdict(self), "entries": [entry.label for entry in self.entries]}
         return json.dumps({k: v for k, v in told.items() if k != "task"}, indent=2, default=str) + "\n"
 

@@ -54,7 +54,7 @@ def measure(experiment: Experiment, trial: Trial) -> Measured:
 
 
 def seconds_of(plan: Plan, measured: Measured) -> float:
-    """How long a run of `plan` takes, by its FLOPs; its evaluations, which have a third of a step's, are counted."""
+    """Return how long a run of `plan` takes, by its FLOPs; evaluations count, with a third of a step's."""
     tokens = plan.total_steps * plan.train_batch_size * plan.block_size
     evaluations = plan.total_steps / plan.eval_steps * (plan.validation_blocks or 0) * plan.block_size / 3
     cost = plan.flops_per_token / measured.flops_per_token / measured.tokens_per_second

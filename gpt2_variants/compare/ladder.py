@@ -30,7 +30,7 @@ class PowerLaw:
 
     @classmethod
     def fit(cls, points: Sequence[Point]) -> "PowerLaw":
-        """By least squares of the logarithms, of at least two points.
+        """Fit the law to two points or more, by least squares of the logarithms.
 
         Raises:
             ValueError: there are fewer, or their compute is the same.

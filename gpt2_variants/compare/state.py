@@ -14,7 +14,7 @@ FINISHED, DIVERGED, OPEN = "finished", "diverged", "open"
 
 
 def state(folder: Path) -> str:
-    """Whether the run in `folder` is finished, has diverged (its loss was not finite), or is to be run."""
+    """Return whether the run in `folder` is finished, has diverged (its loss was not finite), or is to be run."""
     try:
         facts = read_facts(folder)
     except (OSError, ValueError):

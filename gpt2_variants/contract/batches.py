@@ -7,7 +7,7 @@ from .subject import Subject, log_probs, of_stream
 
 
 def rows_apart(subject: Subject) -> str | None:
-    """By gradient, in eval and in training mode; then the rows in another order, and a row alone."""
+    """Ask by gradient, in evaluation and training mode; then with the rows in another order, and with a row alone."""
     tokens = subject.block_size
     for mode in ("evaluation", "training"):
         model = subject.model(layers=2).double().train(mode == "training").requires_grad_(False)
@@ -63,7 +63,7 @@ def padding_unseen(subject: Subject) -> str | None:
 
 
 def packed_texts_apart(subject: Subject) -> str | None:
-    """Of two texts in one row, told apart by positions that begin anew, the second has the logits that it has alone."""
+    """Hold the second of two texts in one row, where positions begin anew, against the logits that it has alone."""
     model, tokens = subject.model(layers=4, initializer_range=0.2).double(), min(subject.block_size // 2, 100)
     ids = subject.ids(1, 2 * tokens)
     places = torch.arange(tokens).repeat(2)[None]

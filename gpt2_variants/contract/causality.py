@@ -19,7 +19,7 @@ def boundaries(tokens: int, quick: bool) -> list[int]:
 
 
 def by_gradient(subject: Subject) -> str | None:
-    """In eval and in training mode, and in bf16: no gradient goes from a prediction to what it may not see."""
+    """No gradient goes from a prediction to what it may not see, in evaluation and training mode and in bf16."""
     modes = ("evaluation", "training") if subject.quick else ("evaluation", "training", "bf16")
     for mode in modes:
         model = subject.model(layers=LAYERS)

@@ -10,7 +10,7 @@ from .subject import VOCABULARY, Subject
 
 
 def evaluation_repeats(subject: Subject) -> str | None:
-    """In eval mode the same scores every time: at once, after a pass of training, and in batches of 1 and of 16."""
+    """Evaluation gives the same scores at once, after a pass of training, and in batches of 1 and of 16."""
     model, ids = subject.model(tokens=128).double(), subject.ids(16, 128)
     first = _nll(model, ids)
     if (moved := (first - _nll(model, ids)).abs().max().item()) > 0:
@@ -43,7 +43,7 @@ def starts_uniform(subject: Subject) -> str | None:
 
 
 def bf16_is_close(subject: Subject) -> str | None:
-    """In bf16 the logits are those of float32 to 2 % of their spread, at the last position as everywhere."""
+    """The logits in bf16 are those in float32 to 2 % of their spread, at the last position as everywhere."""
     model, ids = subject.model(), subject.ids(1)
     with torch.no_grad():
         full = model(ids).logits

@@ -68,7 +68,7 @@ def _answer(function: Callable[[Subject], str | None], subject: Subject) -> tupl
 
 
 def keeps_all(answers: Iterable[Answer]) -> bool:
-    """Whether no promise is broken."""
+    """Return whether no promise is broken."""
     return all(answer.state != BROKEN for answer in answers)
 
 

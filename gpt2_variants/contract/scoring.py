@@ -50,7 +50,7 @@ def _mean_nll(values: torch.Tensor, labels: torch.Tensor, shift: int) -> float:
 
 
 def part_of_a_batch(subject: Subject) -> str | None:
-    """With `num_items_in_batch`, as transformers' Trainer gives it, the loss is a part's share of the mean."""
+    """The loss is a part's share of the mean where `num_items_in_batch` is given, as transformers' Trainer does."""
     model, ids = subject.model(tokens=32).double(), subject.ids(2, 32)
     with torch.no_grad():
         mean = model(ids, labels=ids).loss.item()
@@ -62,7 +62,7 @@ def part_of_a_batch(subject: Subject) -> str | None:
 
 
 def random_stays_random(subject: Subject) -> str | None:
-    """Of uniformly random tokens nothing can be learned: no loss falls below their entropy, in 200 steps."""
+    """Nothing can be learned of uniformly random tokens: in 200 steps no loss falls below their entropy."""
     if subject.quick:
         raise NotApplicable("takes 200 steps of training")
     model = subject.model(layers=2, vocab_size=RANDOM_TOKENS + subject.variant.extra_vocabulary)

@@ -48,7 +48,7 @@ def _differ(found: tuple[Any, Any], wanted: tuple[Any, Any], tolerance: float) -
 
 
 def recomputed_alike(subject: Subject) -> str | None:
-    """With gradient checkpointing: the same loss and gradients, dropout and noise included."""
+    """Gradient checkpointing gives the same loss and gradients, with dropout and noise."""
     model = subject.model(tokens=48, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1).train()
     ids = subject.ids(2, 48)
     wanted = _loss_and_gradients(model, ids)

@@ -84,7 +84,7 @@ def faked_steps(
     compiled: bool,
     dtype: torch.dtype,
 ) -> list[Step]:
-    """As `faked_step`, of models like `model` with each of `depths` layers, which are compiled once. Raises alike."""
+    """Do what `faked_step` does, errors included, for models with each of `depths` layers, compiled once."""
     config = copy.deepcopy(model.config)
     backend = "eager" if config._attn_implementation == "eager" else "sdpa"
     if backend == "sdpa":
@@ -190,7 +190,7 @@ class _Meter(TorchDispatchMode):
         self.most_by_gradients[self.gradients] = max(self.live, self.most_by_gradients.get(self.gradients, 0))
 
     def count_gradient(self, parameter: torch.Tensor) -> None:
-        """From now on count the gradient of `parameter` as such."""
+        """Count the gradient of `parameter` as a gradient from now on."""
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
@@ -208,7 +208,7 @@ def _of_a_library(operator: Any) -> bool:
 
 
 def _waiting(graph: torch.fx.Graph) -> set[torch.fx.Node]:
-    """What is used again after a library has been called meanwhile: it cannot be fused with all of its uses."""
+    """Return the nodes that are used again after a call of a library: they cannot be fused with all of their uses."""
     calls = list(itertools.accumulate(_is_library_call(node) for node in graph.nodes))
     before = dict(zip(graph.nodes, calls, strict=True))
     return {node for node in graph.nodes if any(before[user] > before[node] for user in node.users)}
@@ -239,7 +239,7 @@ class _Interpreter(torch.fx.Interpreter):
         return out
 
     def _narrow(self, value: Any, numel: int) -> list[torch.Tensor]:
-        """What a wide tensor of `numel` numbers is to be made from again, of an input `value` of its maker."""
+        """Return what of its maker's input `value` a wide tensor of `numel` numbers is to be made from again."""
         if not isinstance(value, torch.Tensor) or value.numel() != numel:
             return []  # as of a norm's mean, which is kept as it is
         return getattr(value, "made_from", []) if value.dtype.itemsize > self._meter.width else [value]
@@ -257,7 +257,7 @@ def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_on_cuda() -> Iterator[None]:
-    """Where models do otherwise on a CPU, and on fake tensors, than on CUDA: as there."""
+    """Make models do as on CUDA where they do otherwise on a CPU or on fake tensors."""
     from transformers import masking_utils
 
     rows = loss_head.chunk_rows("cuda")
@@ -271,13 +271,13 @@ def _as_on_cuda() -> Iterator[None]:
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """As `torch.nn.functional.dropout` on CUDA, which keeps a byte of each entry; a CPU keeps a factor."""
+    """Stand in for `torch.nn.functional.dropout` on CUDA, which keeps a byte of each entry; a CPU keeps a factor."""
     return torch.native_dropout(input, p, True)[0] if training and p else input
 
 
 @contextlib.contextmanager
 def _compiled_without_kernels(meter: _Meter) -> Iterator[None]:
-    """What is compiled inside goes through all of inductor's passes over graphs; then the graph itself is run."""
+    """Send what is compiled inside through all of inductor's passes over graphs, then run the graph itself."""
     from torch._inductor import compile_fx
 
     def run_graph(graph: torch.fx.GraphModule, _: Any, **kwargs: Any) -> Any:

@@ -70,7 +70,7 @@ class Demand:
         self._kink = -(-2 * chunk_rows("cuda") // model.positions(plan.block_size))
 
     def sharding(self, gpus: int | None = None, stage: int | None = None, offload: bool | None = None) -> Sharding:
-        """How the plan shares out the states; on another number of GPUs, or at another stage, if given."""
+        """Return how the plan shares out the states; on another number of GPUs, or at another stage, if given."""
         zero = self.plan.ds_config.get("zero_optimization", {})
         return Sharding(
             gpus=self.plan.world_size if gpus is None else gpus,
@@ -102,7 +102,7 @@ class Demand:
         return max((n for n in sizes if self.peak(n) <= room), default=None)
 
     def _most(self, micro_batch: int, share: float, buffers: int) -> int:
-        """As `Step.most`; counted for few sequences and for the plan's, in between on the line through both.
+        """Return what `Step.most` does, counted for few sequences and for the plan's, and between them on a line.
 
         A compiled step is counted for the plan's and, of few ones, for the most: fewer take as much less as without.
         """

@@ -10,7 +10,7 @@ VISIBLE = 6  # tokens that duo-predict's pattern is drawn for
 
 
 def visibility(num_tokens: int, neighbour: bool) -> Any:
-    """What each position of duo-predict's two streams attends to, bool (2S-1, 2S-1) over t_1..t_S m_1..m_{S-1}."""
+    """Return what each position of both streams attends to, bool (2S-1, 2S-1) over t_1..t_S m_1..m_{S-1}."""
     import torch
 
     from ..models.modeling_duo_predict import infill_visibility

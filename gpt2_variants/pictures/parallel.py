@@ -11,7 +11,7 @@ PASSAGE = 256  # tokens of the held-out text that a parallel model's pairs are l
 
 
 def pair_similarity(model: Any, ids: Any) -> tuple[Any, Any]:
-    """How alike the two blocks of each pair of a parallel model are on ids (1, S).
+    """Return how alike the two blocks of each pair of a parallel model are on ids (1, S).
 
     With h what both read and L and R what they give, each with its residual connection, the updates are L - h and
     R - h, (S, E).
@@ -41,7 +41,7 @@ def pair_similarity(model: Any, ids: Any) -> tuple[Any, Any]:
 
 
 def pictures(saved: SavedModel) -> list[Picture]:
-    """How alike the blocks of each pair of a parallel model are, on text; raises `UsageError` without that text."""
+    """Draw how alike the blocks of each pair of a parallel model are, on text; raise `UsageError` without that text."""
     import torch
 
     try:

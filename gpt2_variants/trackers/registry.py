@@ -32,14 +32,14 @@ class TrackerKind:
     own_fault: Callable[[], str | None] = lambda: None
 
     def missing(self) -> str | None:
-        """Why it cannot be used on this machine, in a line with the cure: its package is not installed; else None."""
+        """Return a line with the cure where its package is not installed on this machine; else None."""
         spec = find_spec(self.package)
         if spec is None or spec.origin is None:  # a folder of that name, as runs leave it, is taken for a package
             return f"{self.package} is not installed; pip install {self.package}"
         return None
 
     def fault(self) -> str | None:
-        """Why it cannot be used here, in a line with the cure; None where it can. It may ask the network: on one rank.
+        """Return in a line why it cannot be used here, with the cure; None where it can. One rank may ask the network.
 
         The package is not imported.
         """

@@ -31,7 +31,7 @@ def wandb_mode() -> tuple[str, str]:
 
 
 def wandb_fault() -> str | None:
-    """Why W&B could not do what $WANDB_MODE asks for, in a line; None where it can, or where nothing is asked for."""
+    """Return in a line why W&B cannot do what $WANDB_MODE asks for; None where it can or where nothing is asked for."""
     asked = os.environ.get("WANDB_MODE")
     if asked and asked not in WANDB_MODES:
         return f"WANDB_MODE={asked}: one of {', '.join(WANDB_MODES)} is allowed"
@@ -52,7 +52,7 @@ def wandb_server() -> str:
 
 
 def wandb_has_key() -> bool:
-    """Whether an API key is in the environment or, as `wandb login` leaves it, in netrc."""
+    """Return whether an API key is in the environment or, as `wandb login` leaves it, in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
