@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `UsageError` with every fault at once."""
+    """Return what the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
     checks.lines += check_source("builtin", given.tokenizer)
@@ -153,7 +153,7 @@ def measure_loader(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 def shares(loader: dict[str, Any], throughput: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What part of a step of gpt2's, as `throughput.json` has it, the loader would take; nothing where there is none.
+    """Return what part of gpt2's step in `throughput.json` the loader would take; nothing where there is none.
 
     The loader's time is taken by the token: a step may have another number of them.
     """
@@ -248,7 +248,7 @@ def tables(
 
 
 def notes(plan: Plan, size: int, data: Data) -> list[str]:
-    """How the figures were taken, in words."""
+    """Return how the figures were taken, in words."""
     name = plan.tokenizer if plan.tokenizer == "builtin" else Path(plan.tokenizer).name
     return [
         f"{size / MB:.1f} MB of text: Python's own documentation, over and over with a word of its own put into each "

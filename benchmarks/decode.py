@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `UsageError` with every fault at once."""
+    """Return what the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
     variants = checks.variants(given.variants)
@@ -205,7 +205,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def notes(plan: Plan) -> list[str]:
-    """How the figures were taken, in words."""
+    """Return how the figures were taken, in words."""
     return [
         f"Size {plan.size}, {str(plan.dtype).removeprefix('torch.')}, attention sdpa, not compiled, random weights. "
         f"Prompts of {plan.prompt_length} tokens, {plan.new_tokens} tokens decoded after them, greedily, with the "

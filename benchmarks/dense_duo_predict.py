@@ -25,7 +25,7 @@ class DenseDuoPredictLMHeadModel(DuoPredictGPT2LMHeadModel):
     """`DuoPredictGPT2LMHeadModel` that trains on the interleaved sequence. For whole sequences, without padding."""
 
     def encode(self, input_ids, **kwargs):
-        """As `DuoPredictGPT2LMHeadModel.encode`, of whole sequences `input_ids` (B, S)."""
+        """Do what `DuoPredictGPT2LMHeadModel.encode` does, for whole sequences `input_ids` (B, S)."""
         body, (batch, num_tokens) = self.transformer, input_ids.shape
         ids = torch.full((batch, 2 * num_tokens - 1), self.config.mask_token_id, device=input_ids.device)
         ids[:, ::2] = input_ids

@@ -34,7 +34,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """Of query, key and value, (B, H, 2S-1, D)."""
+    """The shape of query, key and value, (B, H, 2S-1, D)."""
 
     batch: int
     heads: int
@@ -78,7 +78,7 @@ def sees(num_tokens: int, neighbour: bool) -> Callable[..., torch.Tensor]:
 
 
 def missing(way: str, dtype: torch.dtype, dropout: float) -> str | None:
-    """Why attention cannot be computed in that way here; None where it can."""
+    """Return why attention cannot be computed in that way here; None where it can."""
     on_cuda = torch.cuda.is_available()
     if way == FLASH and on_cuda and dtype == torch.float32:
         return "the kernel takes no float32 on CUDA"
@@ -194,7 +194,7 @@ class DenseMaskAttention(DuoPredictAttention):
     """Duo-predict's attention, of whole sequences without padding, over a dense mask."""
 
     def attend(self, query, key, value, attention_mask, num_tokens=None, neighbour=True, infill_mask=None, **kwargs):
-        """As `DuoPredictAttention.attend`, for both streams."""
+        """Do what `DuoPredictAttention.attend` does, for both streams."""
         mixed = F.scaled_dot_product_attention(
             query,
             key,

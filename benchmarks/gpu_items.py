@@ -157,7 +157,7 @@ class Item:
 
 
 def one_table(title: str, columns: Sequence[Column], legend: str = "") -> Callable[[dict[str, list[Row]]], list[Table]]:
-    """What makes a single table of the rows of all items."""
+    """Return a function that makes a single table of the rows of all items."""
 
     def tables(rows: dict[str, list[Row]]) -> list[Table]:
         return [Table(title, columns, [row for own in rows.values() for row in own], legend)]

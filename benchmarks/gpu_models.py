@@ -71,7 +71,7 @@ def loss_and_gradients(model: nn.Module, ids: torch.Tensor) -> tuple[float, dict
 def errors(
     found: tuple[float, dict[str, torch.Tensor]], exact: tuple[float, dict[str, torch.Tensor]]
 ) -> dict[str, float]:
-    """Of the loss, in nats; of all gradients together over their norm; and of the parameter that is farthest off.
+    """Return the error of the loss (nats), of all gradients (over their norm), and of the parameter farthest off.
 
     That one's difference is set against its own gradient's norm, but at least a hundredth of the norm of all: the
     gradient of a key's bias, for one, is 0.
@@ -124,7 +124,7 @@ def against_float64(variant: str, compiled: bool, day: Day) -> list[Row]:
 
 
 def slope(model: nn.Module, ids: torch.Tensor, way: float, seed: int = 0, seed_of_gradient: int = 0) -> float:
-    """By how much the loss changes along its gradient, over what the gradient says.
+    """Return by how much the loss changes along its gradient, over what the gradient says.
 
     Dropout is on, with the same seed in every pass. It is 1 where forward and backward pass use the same masks. Only
     the projections to queries, keys and values are moved, whose gradients depend on the masks of all that follows.
@@ -160,7 +160,7 @@ def slope(model: nn.Module, ids: torch.Tensor, way: float, seed: int = 0, seed_o
 
 
 def dropout_agrees(variant: str, day: Day) -> list[Row]:
-    """Whether the backward pass drops what the forward pass dropped: eager and compiled, in float32 and bf16."""
+    """Return whether the backward pass drops what the forward pass dropped: eager and compiled, in float32 and bf16."""
     ids, rows = token_ids(day.scale.model).to(day.device), []
     for dtype in DTYPES:
         for compiled in (False, True):
@@ -182,7 +182,7 @@ def dropout_agrees(variant: str, day: Day) -> list[Row]:
 
 
 def by_cudnn(run: Callable[[Day], list[Row]], day: Day) -> list[Row]:
-    """What `run` gives where duo-predict's attention is computed by cuDNN's kernel."""
+    """Return what `run` gives where duo-predict's attention is computed by cuDNN's kernel."""
     if day.device.type != "cuda":
         raise Skipped("on CUDA only")
     with mock.patch.object(DuoPredictAttention, "kernel", "cudnn"):

@@ -30,7 +30,7 @@ LINES = 40  # of a traceback that are kept
 
 
 def answer_to(stage: str, day: Day, name: str) -> dict[str, Any]:
-    """What came of an item: `status` done, failed or skipped, `why`, its `rows` and, of a failed one, the `trace`."""
+    """Return what came of an item: `status` (done, failed or skipped), `why`, `rows`, and a failed one's `trace`."""
     from gpu_stages import stages
 
     item = {item.name: item for item in stages(day)[stage].items(day)}[name]
@@ -80,7 +80,7 @@ class StageProcess:
             )
 
     def ask(self, name: str, seconds: float) -> dict[str, Any]:
-        """As `answer_to`; and failed, with this process ended, where there is no answer within `seconds`."""
+        """Do what `answer_to` does; where no answer comes within `seconds`, end this process and return a failure."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

@@ -48,11 +48,11 @@ class Record:
                 raise ValueError(f"{self.path}: is of the {what} {there}, not {here}; give another --output_dir")
 
     def state(self, stage: str, item: str) -> str:
-        """Of an item: one of `STATES`."""
+        """Return the state of an item: one of `STATES`."""
         return self._stages.get(stage, {}).get(item, {}).get("status", TO_DO)
 
     def why(self, stage: str, item: str) -> str:
-        """Why an item failed or was skipped."""
+        """Return why an item failed or was skipped."""
         return self._stages[stage][item].get("why", "")
 
     def forget(self, stage: str, states: Sequence[str] = STATES) -> None:
@@ -109,7 +109,7 @@ class Record:
         return notes
 
     def _write_throughput(self) -> None:
-        """In throughput.py's form: all variants, and the references beside gpt2 and duo_predict."""
+        """Write all variants, and the references beside gpt2 and duo_predict, in the form of throughput.py."""
         plan = gpu_speed.variants_plan(self.day)
         references = gpu_speed.references_plan(self.day)
         rows = gpu_speed.throughput_rows(plan, self.rows("variants"))

@@ -63,12 +63,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    """Whether the same names have the same values, bit for bit."""
+    """Return whether the same names have the same values, bit for bit."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def compared(what: str, first: Path, second: Path) -> Row:
-    """Whether two runs have the same losses and the same weights at their end, bit for bit."""
+    """Return whether two runs have the same losses and the same weights at their end, bit for bit."""
     ours, theirs = losses(first), losses(second)
     both = sorted(ours.keys() & theirs.keys())
     equal = equal_weights(weights(first), weights(second))
@@ -129,7 +129,7 @@ def curve(variant: str, day: Day) -> list[Row]:
 
 
 def plain_curve(variant: str, options: Sequence[str]) -> list[Row]:
-    """As `curve`, without DeepSpeed: the plain loop over the same batches."""
+    """Return what `curve` does, but by a plain loop over the same batches, without DeepSpeed."""
     from gpt2_variants.config.command_line import parse
     from gpt2_variants.data import GlobalBatchSampler, data_loader, load
     from training_case import Case

@@ -38,7 +38,7 @@ CACHES = Path(tempfile.gettempdir()) / "gpt2-variants-on-gpu"
 
 @functools.cache
 def plan_of(scale: Scale, variants: tuple[str, ...], compare: bool, rounds: int) -> Plan:
-    """What throughput.py would measure of these variants."""
+    """Return what throughput.py would measure of these variants."""
     options = [*scale.training, "--rounds", str(rounds), "--variants", *variants]
     return throughput.parse(options + ["--compare"] * compare)
 
@@ -206,7 +206,7 @@ def decoding(variant: str, day: Day) -> list[Row]:
 
 
 def decode_plan(day: Day, variants: Sequence[str]) -> decode.Plan:
-    """What decode.py would measure."""
+    """Return what decode.py would measure."""
     return decode.parse([*day.scale.decoding, "--variants", *variants])
 
 

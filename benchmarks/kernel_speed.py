@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `UsageError` with every fault at once."""
+    """Return what the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
 
@@ -167,7 +167,7 @@ def tables(
 
 
 def notes(plan: Plan) -> list[str]:
-    """How the figures were taken, in words."""
+    """Return how the figures were taken, in words."""
     head, step = plan.head, plan.step
     return [
         f"Loss head: {head.rows:,} rows x {head.channels:,} x {head.vocabulary:,}; {plan.head_rounds} round(s) of one "

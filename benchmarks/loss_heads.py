@@ -37,12 +37,12 @@ class Shape:
 
 
 def device_type() -> str:
-    """Where everything is measured: "cuda" where there is such a device, else "cpu"."""
+    """Return where everything is measured: "cuda" where there is such a device, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def missing(alternative: str) -> str | None:
-    """Why the alternative is not measured here; None where it is."""
+    """Return why the alternative is not measured here; None where it is."""
     if alternative == TORCH and not (hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")):
         return "not in this torch"
     if alternative == LIGER and device_type() == "cpu":
@@ -91,13 +91,13 @@ def inputs(shape: Shape, dtype: torch.dtype) -> tuple[nn.Parameter, nn.Parameter
 
 
 def checked_rows(shape: Shape) -> int:
-    """How many of the rows, from the first, errors are measured on: a chunk of ours, and one like the last."""
+    """Return how many of the rows, from the first, errors are measured on: a chunk of ours, and one like the last."""
     size = chunk_rows(device_type())
     return min(shape.rows, size + (shape.rows % size or size))
 
 
 def write_reference(shape: Shape, path: Path) -> None:
-    """Of the checked rows: the loss in float64, and the plain float32 head's gradients."""
+    """Write the loss of the checked rows in float64, and the gradients of the plain float32 head."""
     hidden, weight, targets = inputs(shape, torch.float32)
     rows = checked_rows(shape)
     hidden = hidden[:rows].detach().requires_grad_()

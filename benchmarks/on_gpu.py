@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `UsageError` with every fault at once."""
+    """Return what the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     checks = command_line.Checks()
     lines = checks.lines
@@ -85,7 +85,7 @@ def parse(argv: list[str] | None = None) -> Plan:
 
 
 def inside(path: Path, folder: Path) -> bool:
-    """Whether `path` is `folder` or lies in it."""
+    """Return whether `path` is `folder` or lies in it."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
@@ -101,7 +101,7 @@ class Clock:
         return self._minutes * 60 - (time.monotonic() - self._start) if self._minutes else float("inf")
 
     def has_room(self, item: Item) -> bool:
-        """Whether an item may begin. The first of a call always may: it would never be done otherwise."""
+        """Return whether an item may begin. The first of a call always may: it would never be done otherwise."""
         return self.begun == 0 or self.left() >= item.seconds
 
 

@@ -81,7 +81,7 @@ class Table:
 
 
 def facts() -> dict[str, Any]:
-    """What figures depend on and a reader has to know: commit, device, versions, threads, date and command.
+    """Return what figures depend on and a reader has to know: commit, device, versions, threads, date and command.
 
     `commit` is None outside a git checkout. `dirty` says that something other than results differed from the commit.
     """
@@ -105,7 +105,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def folder(device: str) -> Path:
-    """Where the results of the device of that name lie: `benchmarks/results/<its name in small letters and dashes>`."""
+    """Return the folder of a device's results: `benchmarks/results/<its name in small letters and dashes>`."""
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 

@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> Plan:
-    """What the command line asks for. Raises `UsageError` with every fault at once."""
+    """Return what the command line asks for. Raises `UsageError` with every fault at once."""
     given = make_parser().parse_args(argv)
     preset = given.preset
     if preset == "auto":

@@ -39,12 +39,12 @@ def make_case(run: Options, dtype: str | None) -> Case:
 
 
 def has_deepspeed() -> bool:
-    """Whether DeepSpeed is installed."""
+    """Return whether DeepSpeed is installed."""
     return importlib.util.find_spec("deepspeed") is not None
 
 
 def references(case: Case, fitting: int | None = None) -> list[Case]:
-    """What `--compare` sets a variant's case against; in each the model or the loop alone differs from its reference.
+    """Return what `--compare` sets a variant's case against; in each only the model or only the loop differs.
 
     Args:
         fitting: sequences of a step that stock GPT-2 has memory for where it is not compiled; None: those of `case`.

@@ -73,7 +73,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How the figures were taken, in words."""
+    """Return how the figures were taken, in words."""
     run, first = plan.cases[0].run, plan.cases[0]
     arguments = " ".join(f"{key}={value}" for key, value in run.model_args.items())
     in_turn = (

@@ -36,7 +36,7 @@ class Measured:
     failure: str | None = None
 
     def positions_per_second(self, last_round_only: bool = False) -> float:
-        """By the median step."""
+        """Return the positions per second of the median step."""
         seconds = self.seconds[-1] if last_round_only else [s for taken in self.seconds for s in taken]
         return self.facts["positions_per_step"] / statistics.median(seconds)
 

@@ -283,11 +283,11 @@ class Worker:
         self.facts: dict[str, Any] = self._receive()
 
     def seconds(self, steps: int) -> list[float]:
-        """As `Trainer.seconds`."""
+        """Do what `Trainer.seconds` does."""
         return self._ask("seconds", steps)
 
     def memory(self) -> dict[str, int | None]:
-        """As `Trainer.memory`."""
+        """Do what `Trainer.memory` does."""
         return self._ask("memory")
 
     def close(self) -> None:
