@@ -38,7 +38,7 @@ $(VENV)/.installed: setup.py Makefile gpt2_variants/nvidia.py
 # No network is touched: --report_to none, the corpus is Python's own documentation, the tokenizer is trained on it.
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
-	$(BIN)/deepspeed train_ds.py --variant duo_predict --preset demo --report_to none --output_dir $(OUT) $(ARGS)
+	$(BIN)/python train_ds.py --variant duo_predict --preset demo --report_to none --output_dir $(OUT) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests

@@ -18,11 +18,17 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         argv: the options; None: this process's.
         program: what the user typed before them, for the help; None: train_ds.py under DeepSpeed's launcher.
     """
-    from .config.command_line import PROGRAM, parse
+    from .config.command_line import PROGRAM, parse, split_num_gpus
     from .faults import UsageError
     from .ranks import RankZeroFailed, main_rank
 
     try:
+        ranks, words = split_num_gpus(sys.argv[1:] if argv is None else argv)
+        # a dry run starts no ranks, and says so below
+        if ranks is not None and not any(word.startswith(("-h", "--help", "--dry_run")) for word in words):
+            from .launch import launch
+
+            return launch(ranks, words)
         run = parse(argv, program or PROGRAM)
         if run.dry_run:
             from .dry_run import describe

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "__main__": {"commands", "config", "data", "ending", "faults", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},
-    "train_command": {"config", "faults", "ranks", "dry_run", "training", "hub", "report"},
+    "train_command": {"config", "faults", "ranks", "dry_run", "launch", "training", "hub", "report"},
+    "launch": {"faults", "ranks"},
     "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
     "hub_client": {"network"},

@@ -2,10 +2,13 @@
 
 import io
 import math
+import os
+import socket
+import subprocess
 import sys
 
 import pytest
-from conftest import launch
+from conftest import ROOT, launch
 
 from gpt2_variants.config.command_line import parse
 from gpt2_variants.measuring import duration
@@ -89,3 +92,18 @@ def test_there_is_one_time_left(stream, monkeypatch):
     assert last_of["400/400"].endswith("loss 5.0000, 1,024 tokens/s")
     assert not any("<" in line or "?" in line or "step/s" in line for line in shown)
     assert any("steps" in line for line in shown) == (stream is Terminal)
+
+
+def test_a_port_that_is_taken_is_one_line(tiny_run, tmp_path):
+    """`deepspeed` takes 29500 for every run of a machine."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        env = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, "train_ds.py", "--variant", "gpt2", *tiny_run, "--output_dir", str(tmp_path / "run")]
+        env["MASTER_PORT"] = str(taken.getsockname()[1])
+        out = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 2
+    assert out.stderr.splitlines()[-1].startswith(f"error: port {env['MASTER_PORT']}: another process listens there")
+    assert "Traceback" not in out.stderr
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from pages import COMMANDS, SHOWN, TEXTS, of
 
 import train_ds
 from gpt2_variants import VARIANTS, __main__
-from gpt2_variants.config.command_line import make_parser
+from gpt2_variants.config.command_line import make_parser, split_num_gpus
 
 BENCHMARK = r"python benchmarks/(throughput|kernels|decode|data|on_gpu|picture)\.py"
 INSTALLED = r"(gpt2-variants|deepspeed .*--module gpt2_variants) train "
@@ -56,10 +56,10 @@ def test_what_needs_nothing_does_what_it_says(tmp_path, monkeypatch, corpus, in_
             arguments += ["--max_steps", steps, "--report_to", "none"]
             if "seed" in words:
                 arguments += ["--size", "nano"]
-            if "--num_gpus" in words:
-                ranks = int(words[words.index("--num_gpus") + 1])
+            ranks, arguments = split_num_gpus(arguments)
+            if ranks is not None:
                 arguments += ["--output_dir", str(tmp_path / "runs" / "ranks")]
-                assert [code for code, _ in finish(launch(ranks, arguments))] == [0] * ranks, command
+                assert [code for code, _ in finish(launch(int(ranks), arguments))] == [0] * int(ranks), command
             else:
                 assert train_ds.main(arguments) == 0, (command, capfd.readouterr().err)
         elif words[3:4] == ["compare"]:

@@ -317,7 +317,7 @@ def test_help_names_every_option_once_on_two_screens(monkeypatch):
     lines = make_parser().format_help().splitlines()
     assert lines[0] == "usage: deepspeed train_ds.py --variant NAME [options]"
     named = [re.match(r"  (--\w+)", line)[1] for line in lines if line.startswith("  --")]
-    assert sorted(named) == sorted(f"--{f.name}" for f in option_fields())
+    assert sorted(named) == sorted(["--num_gpus", *(f"--{f.name}" for f in option_fields())])
     assert len(lines) <= 90
     assert max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())

@@ -75,15 +75,14 @@ INSTEAD = {
     "a new --output_dir: a run is never overwritten": "overwrite_output_dir",
     "nothing: training is what this command does": "do_train",
     "an optimizer section in --deepspeed_config": "optim optim_args adafactor",
-    "it to the launcher: deepspeed --num_gpus N train_ds.py ...": "num_gpus num_nodes hostfile include exclude",
+    "it to the launcher: deepspeed --hostfile FILE train_ds.py ...": "num_nodes hostfile include exclude",
 }
 OTHER_NAMES = {name: instead for instead, names in INSTEAD.items() for name in names.split()}
 
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME", dict: "FIELD=VALUE"}
 
 EPILOG = """\
-examples:
-  deepspeed train_ds.py --variant duo_predict
+example:
   python train_ds.py --variant gpt2 --preset demo --max_steps 100 --report_to none
 
 exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite;
@@ -122,10 +121,21 @@ def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
             group.add_argument(f"--{f.name}", nargs="*", metavar=metavar, help=help_text)
         else:
             group.add_argument(f"--{f.name}", metavar=metavar, help=help_text)
+    group.add_argument(
+        "--num_gpus", metavar="N", help="GPUs of this machine, or CPU processes, by DeepSpeed's launcher"
+    )
     group.add_argument("-h", "--help", action="help", help="print this, and end")
     # DeepSpeed's launcher passes it; the environment has it too
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     return parser
+
+
+def split_num_gpus(words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--num_gpus` among the words of a command line, None where it is not asked for; and the others."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--num_gpus")
+    known, rest = parser.parse_known_args(words)
+    return known.num_gpus, rest
 
 
 def _default_text(f: dataclasses.Field) -> str:
@@ -147,6 +157,10 @@ def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
     given = vars(known)
     given.pop("local_rank")
     lines = _unknown_faults(unknown)
+    if given.pop("num_gpus") is not None:
+        lines.append(
+            "--num_gpus: starts a training; --dry_run goes over 1 to 1,024 GPUs without it, compare has --gpus_per_run"
+        )
     values: dict[str, Any] = {}
     for f in option_fields():
         if (text := given[f.name]) is None:

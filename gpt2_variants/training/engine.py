@@ -15,6 +15,7 @@ from torch import nn
 from .. import nodes
 from ..config.optimizer_json import for_deepspeed, make_schedule
 from ..config.plan import Plan
+from ..faults import UsageError
 from ..models.modeling_base import recompute_blocks
 from ..ranks import use_accelerator
 from ..warm_start import WarmStart
@@ -24,7 +25,11 @@ from .seeds import seed_everything
 
 
 def init_distributed() -> None:
-    """Join the process group that the launcher describes; without a launcher, make one of a single rank."""
+    """Join the process group that the launcher describes; without a launcher, make one of a single rank.
+
+    Raises:
+        UsageError: the port where the ranks are to meet is taken; on rank 0.
+    """
     alone = "RANK" not in os.environ  # no launcher: one rank
     if alone:
         with socket.socket() as s:
@@ -48,7 +53,15 @@ def init_distributed() -> None:
         if alone and not torch.cuda.is_available():
             # without a port, which another process may have taken meanwhile
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        deepspeed.init_distributed()
+        try:
+            deepspeed.init_distributed()
+        except dist.DistNetworkError as err:
+            if "EADDRINUSE" not in str(err):
+                raise
+            port = os.environ["MASTER_PORT"]
+            raise UsageError(
+                [f"port {port}: another process listens there, such as another run; deepspeed --master_port N"]
+            ) from err
         atexit.register(dist.destroy_process_group)
 
 

@@ -56,7 +56,7 @@ class Stopper:
             self._group = None
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._signal = max(self._signal, number)
+        self._signal = self._signal or number  # of Ctrl-C the launcher makes a SIGTERM too
 
     def agreed(self) -> int:
         """The signal all ranks are to stop for, 0 for none. A collective: every rank calls it at the same step."""
