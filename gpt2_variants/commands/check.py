@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "variant", metavar="NAME|FILE", help="a variant of the package, or a file or module of your own"
     )
-    parser.add_argument("--quick", action="store_true", help="in some 20 seconds: fewer positions, modes and promises")
+    parser.add_argument(
+        "--quick", action="store_true", help="take some 20 seconds: fewer positions, modes and promises"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -36,30 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         required=True,
-        help="as --variant for training; with config fields of its own as NAME:field=value,field=value",
+        help="variants, each named as --variant for training; NAME:field=value,field=value sets its config fields",
     )
     add(
         "--output_dir",
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="where runs and report go; one that holds the same experiment is gone on with",
+        help="where runs and report go; a folder that holds the same experiment is continued",
     )
-    add("--seeds", metavar="N", default="5", help="how many, from --seed on (default: 5)")
-    add("--seed", metavar="N", default="42", help="the first (default: 42)")
+    add("--seeds", metavar="N", default="5", help="how many seeds, from --seed on (default: 5)")
+    add("--seed", metavar="N", default="42", help="the first seed (default: 42)")
     add(
         "--learning_rates",
         metavar="X",
         nargs="+",
         default=[],
-        help="choose each variant's among these, on seeds of their own",
+        help="choose each variant's learning rate from these, on seeds that are not reported",
     )
-    add("--tuning_seeds", metavar="N", default="1", help="on how many (default: 1)")
-    add("--sizes", metavar="NAME", nargs="+", default=[], help=f"one, or a ladder of several: {', '.join(SIZES)}")
+    add("--tuning_seeds", metavar="N", default="1", help="on how many seeds rates are chosen (default: 1)")
+    add("--sizes", metavar="NAME", nargs="+", default=[], help=f"one size, or a ladder of several: {', '.join(SIZES)}")
     add(
         "--tokens_per_parameter",
         metavar="X",
-        help="training tokens for each parameter of GPT-2 at a size, in place of --max_steps and --num_train_epochs",
+        help="training tokens per parameter of GPT-2 at a size, instead of --max_steps and --num_train_epochs",
     )
     add(
         "--equal",
@@ -67,18 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["tokens"],
         choices=AXES,
-        help="tokens, and perhaps flops and time: train further runs that end at equal FLOPs or time (default: tokens)",
+        help="tokens, flops, time: with the latter two, further runs end at equal FLOPs or time (default: tokens)",
     )
-    add("--jobs", metavar="N", help="runs side by side (default: as many as there are GPUs for, or 1)")
+    add("--jobs", metavar="N", help="how many runs go side by side (default: as many as there are GPUs for, or 1)")
     add("--gpus_per_run", metavar="N", help="GPUs of each run (default: 1; 0 without any)")
     add(
         "--task",
         metavar="I/N",
         default="0/1",
-        help="run part I of N, from 0, as in a Slurm array; each part is a share of the variants",
+        help="run share I of N of the variants, counted from 0, as in a Slurm array",
     )
     add("--model_args", metavar="FIELD=VALUE", nargs="*", default=[], help="config fields of all variants")
-    add("--dry_run", action="store_true", help="say what it would take, and end")
+    add("--dry_run", action="store_true", help="print what it would take, and end")
 
 
 def run(arguments: argparse.Namespace) -> int:

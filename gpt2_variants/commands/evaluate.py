@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `evaluate`."""
     add_model(parser)
     parser.add_argument(
-        "--dataset", metavar="NAME", required=True, help="as for training: a file, a folder, a Hub id, builtin, ..."
+        "--dataset", metavar="NAME", required=True, help="what training takes: a file, a folder, a Hub id, builtin, ..."
     )
     parser.add_argument(
         "--split",
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         default="float32",
         metavar="float32|bfloat16",
-        help="of the weights (default: float32)",
+        help="dtype of the weights (default: float32)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

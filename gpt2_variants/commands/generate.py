@@ -13,14 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `generate`."""
     add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="what to continue")
-    add_number(parser, "--max_new_tokens", "60", "tokens to add; 0 with --show_surprise: the prompt alone")
+    add_number(parser, "--max_new_tokens", "60", "tokens to add; with --show_surprise it may be 0: the prompt alone")
     add_number(parser, "--temperature", "0.8", "divides the logits; 0 takes the most probable token", metavar="X")
-    add_number(parser, "--top_k", "40", "sample from so many most probable tokens; 0: from all")
-    add_number(parser, "--seed", "0", "of the sampling")
+    add_number(parser, "--top_k", "40", "sample from this many most probable tokens; 0: from all")
+    add_number(parser, "--seed", "0", "seed of the sampling")
     parser.add_argument(
         "--show_surprise",
         action="store_true",
-        help="then print how surprising each token is, in nats: given its past, and as each further stream of the "
+        help="also print how surprising each token is, in nats: given its past, and as each further stream of the "
         "variant predicts it",
     )
 

@@ -11,15 +11,15 @@ from .shared_options import READING, add_number, add_reading, number, reading_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare`."""
     parser.add_argument(
-        "--dataset", metavar="NAME", required=True, help="as for training: a file, a folder, a Hub id, builtin, ..."
+        "--dataset", metavar="NAME", required=True, help="what training takes: a file, a folder, a Hub id, builtin, ..."
     )
     parser.add_argument("--tokenizer", metavar="NAME", required=True, help="a folder, a Hub id, or builtin")
     add_number(parser, "--block_size", "1024", "tokens per block; training with another cuts the blocks anew")
     add_reading(parser)
     parser.add_argument("--output_dir", metavar="FOLDER", type=Path, help="a new folder, which --dataset takes")
-    parser.add_argument("--push_to_hub", action="store_true", help="push it to the Hugging Face Hub")
+    parser.add_argument("--push_to_hub", action="store_true", help="push the blocks to the Hugging Face Hub")
     parser.add_argument("--hub_dataset_id", metavar="NAME", help="name, or namespace/name, on the Hub")
-    parser.add_argument("--hub_private", action="store_true", help="nobody else sees it")
+    parser.add_argument("--hub_private", action="store_true", help="keep it private")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name, or namespace/name (default: the run's, else its folder's name)",
     )
-    parser.add_argument("--hub_private", action="store_true", default=None, help="nobody else sees it")
+    parser.add_argument("--hub_private", action="store_true", default=None, help="keep it private")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir",
         metavar="FOLDER",
         type=Path,
-        help="where report.html and report.md go (default: report, in the folder of them all)",
+        help="where report.html and report.md go (default: report/ in the folder that all lie in)",
     )
 
 

@@ -85,12 +85,12 @@ EPILOG = """\
 example:
   python train_ds.py --variant gpt2 --preset demo --max_steps 100 --report_to none
 
-exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite;
-130, 143 stopped by a signal, a checkpoint saved; 1 anything else. README.md, "Train", says more."""
+exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite; 130,
+143 stopped by a signal, checkpoint saved; 1 anything else. More: gpt2_variants/training/README.md"""
 
 
 def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    """The parser of train_ds.py. Values stay strings: `parse` converts them, so that all faults are told at once."""
+    """Return the parser of train_ds.py. Values stay text: `parse` converts them and tells all faults at once."""
     parser = Parser(
         usage=f"{program} --variant NAME [options]",
         description="Train one GPT-2 variant with DeepSpeed.",

@@ -65,13 +65,13 @@ class Options:
         group="what to train", help="a folder, a Hub id, or builtin: a BPE trained on the training text"
     )
     text_column: str = option(group="what to train", help="the column that holds the text; a nested one as a.b")
-    encoding: str = option(group="what to train", help="of text files (default: utf-8)")
+    encoding: str = option(group="what to train", help="the encoding of text files (default: utf-8)")
     document_separator: str = option(
-        group="what to train", help="after each document: eos, none, or a token (default: eos, of lines none)"
+        group="what to train", help="what follows each document: eos, none, or a token (default: eos; none for lines)"
     )
     validation_dataset: str = option(group="what to train", help="what to validate on, named as --dataset")
     validation_split_percentage: float = option(
-        group="what to train", rule=POSITIVE, help="held out where there is no validation part (default: 5)"
+        group="what to train", rule=POSITIVE, help="percent held out where there is no validation split (default: 5)"
     )
     block_size: int = option(group="what to train", rule=Annotated[int, Field(ge=2)], help="tokens per sequence")
     size: str = option(group="model", help="the model's size", choices=tuple(SIZES))
@@ -80,9 +80,7 @@ class Options:
         group="model",
         help="start from a trained GPT-2 or the same variant: a folder or a Hub id; shape and tokenizer are its own",
     )
-    check: bool = option(
-        True, group="model", help="of a variant from a file, ask for what `check --quick` asks before it trains"
-    )
+    check: bool = option(True, group="model", help="run `check --quick` on a variant from a file first")
     attn_implementation: str = option(
         "sdpa",
         group="model",
@@ -95,11 +93,13 @@ class Options:
     adam_beta1: float = option(group="how to train", rule=BETA, help="Adam's first beta")
     adam_beta2: float = option(group="how to train", rule=BETA, help="Adam's second beta")
     adam_epsilon: float = option(group="how to train", rule=POSITIVE, help="Adam's epsilon")
-    max_grad_norm: float = option(group="how to train", rule=RATE, help="gradients are clipped to this norm; 0: not")
-    lr_scheduler_type: str = option(group="how to train", help="the schedule", choices=SCHEDULES)
+    max_grad_norm: float = option(group="how to train", rule=RATE, help="clip gradients to this norm; 0: none")
+    lr_scheduler_type: str = option(group="how to train", help="the schedule of the rate", choices=SCHEDULES)
     warmup_ratio: float = option(group="how to train", rule=SHARE, help="part of the steps in which the rate rises")
     warmup_steps: int = option(
-        group="how to train", rule=Annotated[int, Field(ge=0)], help="the same in steps, in place of the ratio"
+        group="how to train",
+        rule=Annotated[int, Field(ge=0)],
+        help="the same as a number of steps, instead of the ratio",
     )
     train_batch_size: int = option(group="how to train", rule=COUNT, help="sequences per optimizer step, over all GPUs")
     per_device_train_batch_size: int = option(
@@ -114,7 +114,7 @@ class Options:
     auto_micro_batch: bool = option(
         False,
         group="how to train",
-        help="as many sequences per GPU and pass as fit, by estimate; same batch",
+        help="take the most sequences per GPU and pass that fit, by estimate",
     )
     num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
     max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
@@ -123,7 +123,7 @@ class Options:
     deterministic: bool = option(
         False,
         group="how to train",
-        help="repeatable operators alone, also on CUDA; slower",
+        help="use only operators that repeat exactly, on CUDA too; slower",
     )
     gradient_checkpointing: bool = option(False, group="how to train", help="recompute the blocks in the backward pass")
     compile: bool = option(
@@ -134,22 +134,22 @@ class Options:
         42,
         group="how to train",
         rule=Annotated[int, Field(ge=0, le=2**32 - 1)],
-        help="of the initialisation, the data order and dropout",
+        help="seed of initialisation, data order and dropout",
     )
     eval_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between evaluations")
     save_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between checkpoints")
     logging_steps: int = option(group="what comes out", rule=COUNT, help="optimizer steps between log lines")
-    save_total_limit: int = option(5, group="what comes out", rule=COUNT, help="checkpoints kept")
+    save_total_limit: int = option(5, group="what comes out", rule=COUNT, help="how many checkpoints are kept")
     load_best_model_at_end: bool = option(
         False,
         group="what comes out",
-        help="keep and export the weights of the lowest validation loss",
+        help="keep and export the weights with the lowest validation loss",
     )
     output_dir: str = option(group="what comes out", help="the run's folder (default: runs/<variant>)")
     resume_from_checkpoint: str = option(
         group="what comes out",
-        help="auto: the newest whole one of --output_dir, or the start; or a run's folder or checkpoint; what is "
-        "not asked for stays as it was",
+        help="auto: go on from --output_dir's newest whole checkpoint, or start; or a run's folder or a checkpoint; "
+        "other options stay as they were",
     )
     report_to: tuple = option(
         ("wandb",),
@@ -164,7 +164,7 @@ class Options:
     hub_model_id: str = option(
         group="what comes out", help="name, or namespace/name, on the Hub (default: the name of the run's folder)"
     )
-    hub_private: bool = option(False, group="what comes out", help="nobody else sees it on the Hub")
+    hub_private: bool = option(False, group="what comes out", help="keep it private on the Hub")
     dry_run: bool = option(False, group="what comes out", help="print what the run would be, and end")
 
     # What the command line does not have: the options that were asked for, with their values; what the preset says
