@@ -108,7 +108,7 @@ def _merge_heads(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _in_own_dtype(operator: Callable) -> Callable:
-    """`operator`, whose first argument is a tensor, with autocast off: it would round the scores."""
+    """Return `operator`, whose first argument is a tensor, with autocast off, which would round the scores."""
 
     @functools.wraps(operator)
     def run(*args: Any) -> Any:

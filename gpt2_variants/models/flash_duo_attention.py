@@ -65,7 +65,7 @@ class FlashDuoAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of query, key and value."""
+        """Return gradients of query, key and value."""
         query, key, value, out, lse_tokens, lse, factor, *random = ctx.saved_tensors
         num_tokens, past = ctx.num_tokens, ctx.num_tokens - 2
         random_tokens, random_slots = random[: len(random) // 2], random[len(random) // 2 :]

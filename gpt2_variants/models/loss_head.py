@@ -40,7 +40,7 @@ class TokenScores(NamedTuple):
 
 
 def chunk_rows(device_type: str) -> int:
-    """Rows of logits alive at once on that type of device."""
+    """Return rows of logits alive at once on that type of device."""
     return CHUNK_ROWS.get(device_type, 4096)
 
 
@@ -70,7 +70,7 @@ class LMHead(nn.Linear):
         with_correct: bool = False,
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor | TokenScores | tuple[torch.Tensor, torch.Tensor]:
-        """Logits (..., V) of `hidden` (..., E); or, given `targets`, `score_targets`, or `summed_loss` if `summed`."""
+        """Return the logits (..., V) of `hidden` (..., E); given `targets`, `score_targets`, or `summed_loss`."""
         if targets is None:
             return super().forward(hidden)
         if not summed:
@@ -149,7 +149,7 @@ def _score_in_chunks(
 
 
 def score_logits(logits: torch.Tensor, targets: torch.Tensor, with_correct: bool = False) -> TokenScores:
-    """The `TokenScores` of `logits` (..., N, V) for `targets` (..., N), with the softmax in float32 or better."""
+    """Return the `TokenScores` of `logits` (..., N, V) for `targets` (..., N); the softmax is float32 or better."""
     logits = float32_or_better(logits)
     nll = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return TokenScores(

@@ -64,7 +64,7 @@ class Float32Parameters(nn.Module):
         getattr(self, f"{name}_master").copy_(value)
 
     def exact(self, name: str) -> torch.Tensor:
-        """The parameter `name` in float32 or better: its master value, if there is one, else its own."""
+        """Return the parameter `name` in float32 or better: its master value, if there is one, else its own."""
         own = float32_or_better(getattr(self, name))
         master = getattr(self, f"{name}_master", None)
         return own if master is None else master + (own - own.detach())
@@ -150,7 +150,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def prediction_streams(
         self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Stream -> final hidden states (B, N, E) and the targets (B, N) they are to predict.
+        """Return stream -> final hidden states (B, N, E) and the targets (B, N) they are to predict.
 
         `labels` (B, S) are aligned with `input_ids`, as in transformers: the shift to the next token happens here.
         """
@@ -175,7 +175,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def weights_of(
         self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype
     ) -> dict[str, torch.Tensor] | None:
-        """Stream -> (B, N), what each prediction counts in the loss; None: all of them 1.
+        """Return stream -> (B, N), what each prediction counts in the loss; None: all of them 1.
 
         They must add up to the number of next-token labels, by which the sum is divided.
 
@@ -250,7 +250,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def loss_with_logits(
         self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
     ) -> CausalLMOutputWithCrossAttentions:
-        """Logits and the loss of `labels` (B, S) for `inputs`, both as `forward` takes them; of one stream GPT-2's own.
+        """Return the logits and the loss of `labels` (B, S) for `inputs`; one stream alone has GPT-2's own loss.
 
         Args:
             about_loss: `num_items_in_batch`, and `shift_labels` and `ignore_index` where they were given.
@@ -309,7 +309,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
     def mean_loss(
         self, scores: dict[str, TokenScores], outputs: Any, num_items_in_batch: torch.Tensor | float | None
     ) -> torch.Tensor:
-        """The loss, a scalar in nats, of all streams' `scores` (B, N) of what `encode` gave."""
+        """Return the loss, a scalar in nats, of all streams' `scores` (B, N) of what `encode` gave."""
         valid = {name: s.valid for name, s in scores.items()}
         weights = self.weights_of(valid, outputs, scores["next_token"].nll.dtype)
         losses = [s.nll if weights is None else s.nll * weights[name] for name, s in scores.items()]
@@ -318,7 +318,7 @@ class VariantLMHeadModel(ScaledInit, GPT2LMHeadModel):
 
     @torch.no_grad()
     def score(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> dict[str, TokenScores]:
-        """`TokenScores` of every stream for `input_ids` (B, S), with the options of `forward`.
+        """Return `TokenScores` of every stream for `input_ids` (B, S), with the options of `forward`.
 
         `labels` are the input ids unless given, without those that an `attention_mask` (B, S) calls padding.
         """

@@ -215,7 +215,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
     )
 
     def positions(self, num_tokens: int) -> int:
-        """The tokens and, unless infill counts nothing, one mask slot for each but the last."""
+        """Return how many tokens and, unless infill counts nothing, mask slots there are: one for each but the last."""
         return 2 * num_tokens - 1 if self.config.infill_weight else num_tokens
 
     def generate(
@@ -263,7 +263,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
     def weights_of(
         self, valid: dict[str, torch.Tensor], outputs: Any, dtype: torch.dtype
     ) -> dict[str, torch.Tensor] | None:
-        """One half each where a sequence has as many predictions in one stream as in the other, and both count alike.
+        """Weigh both streams by one half where a sequence has as many predictions in each and both count alike.
 
         In general the next-token predictions of a sequence count n / (n + w m) each, with n its next-token labels, m
         its infill predictions and w the `infill_weight`, and the infill predictions w times that: the loss is the
@@ -295,7 +295,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The log-probability of each token given its past and its right neighbour; no (B, S, V) logits are kept.
+        """Return the log-probability of each token given its past and its right neighbour; keep no (B, S, V) logits.
 
         Args:
             input_ids: (B, S), S >= 2.
@@ -325,7 +325,7 @@ class DuoPredictGPT2LMHeadModel(VariantLMHeadModel, GenerationMixin):
     def loss_with_logits(
         self, inputs: dict[str, Any], labels: torch.Tensor, logits_to_keep: int | torch.Tensor, **about_loss
     ) -> CausalLMOutputWithCrossAttentions:
-        """Logits of both streams and the loss over both; of the token stream alone where infill counts nothing."""
+        """Return logits and loss of both streams; those of the token stream alone where infill counts nothing."""
         if not self.config.infill_weight:
             return super().loss_with_logits(inputs, labels, logits_to_keep, **about_loss)
         self._check_own_loss(logits_to_keep)

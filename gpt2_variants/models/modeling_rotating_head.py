@@ -109,7 +109,7 @@ class HeadwiseRotation(Float32Parameters, nn.Module):
             init.zeros_(self.layer_norm.bias)
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """The angles at `positions` (S,) in radians: (H, S, D/2), float32 or better."""
+        """Return the angles at `positions` (S,) in radians: (H, S, D/2), float32 or better."""
         frequencies = self.exact("frequencies").to(positions.device)
         if self.layer_norm is not None:
             frequencies = self.layer_norm(frequencies)
@@ -135,7 +135,7 @@ class Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of query, key and angles."""
+        """Return gradients of query, key and angles."""
         *rotated, angles = ctx.saved_tensors
         turned_back = turn(gradients, -angles)
         if not ctx.needs_input_grad[2]:

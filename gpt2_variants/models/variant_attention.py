@@ -27,7 +27,7 @@ class VariantAttention(GPT2Attention):
     def place(
         self, query: torch.Tensor, key: torch.Tensor, first_slot: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`query` and `key` (B, H, S, D) told their places in the sequence; here they are left as they are.
+        """Return `query` and `key` (B, H, S, D) told their places in the sequence; here they are left as they are.
 
         Args:
             first_slot: the absolute place of the first of the S: how many keys the cache holds already.
