@@ -131,7 +131,7 @@ def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def split_num_gpus(words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `--num_gpus` among the words of a command line, None where it is not asked for; and the others."""
+    """Return the value of `--num_gpus` in a command line, None where it is not asked for; and the other words."""
     parser = Parser(add_help=False)
     parser.add_argument("--num_gpus")
     known, rest = parser.parse_known_args(words)
@@ -139,7 +139,7 @@ def split_num_gpus(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _default_text(f: dataclasses.Field) -> str:
-    """An option's default, of its own or by preset, in brackets; "" where there is none, or its help says it."""
+    """Return an option's default, of its own or by preset, in brackets; "" where there is none, or its help says it."""
     if f.default:
         return f" (default: {' '.join(f.default) if isinstance(f.default, tuple) else f.default})"
     said = {preset: values.get(f.name, ELSEWHERE.get(f.name)) for preset, values in PRESETS.items()}
@@ -152,7 +152,7 @@ def _default_text(f: dataclasses.Field) -> str:
 
 
 def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
-    """The run that the command line asks for, resolved and checked. Raises `UsageError` with every fault at once."""
+    """Return the run that the command line asks for, resolved and checked. Raises `UsageError` with all faults."""
     known, unknown = make_parser(program).parse_known_args(argv)
     given = vars(known)
     given.pop("local_rank")
@@ -186,7 +186,7 @@ def parse(argv: list[str] | None = None, program: str = PROGRAM) -> Options:
 
 
 def _unknown_faults(words: list[str]) -> list[str]:
-    """A line for each option that is not known, with the one that was meant; and for values that belong to none."""
+    """Return a line per option that is not known, with the one that was meant; and for values that belong to none."""
     names = [f.name for f in option_fields()]
     lines: list[str] = []
     for before, word in zip(["", *words], words, strict=False):

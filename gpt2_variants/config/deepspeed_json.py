@@ -49,7 +49,7 @@ OF_THE_RUN_ITSELF = "the run's own DeepSpeed JSON"
 
 
 def ds_config_path(options: "Options") -> Path:
-    """The DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
+    """Return the DeepSpeed JSON: the path given, or a name of ds_configs/, with or without `.json`."""
     given = options.deepspeed_config or "zero1.json"
     for path in (Path(given), DS_CONFIGS / given, DS_CONFIGS / f"{given}.json"):
         if path.is_file():
@@ -73,7 +73,7 @@ def find_ds_config(options: "Options") -> tuple[str, dict]:
 
 
 def read_ds_config(path: Path) -> dict:
-    """The DeepSpeed JSON at `path`. Raises `UsageError`."""
+    """Return the DeepSpeed JSON at `path`. Raises `UsageError`."""
 
     def fault(what: str) -> UsageError:
         return UsageError([f"--deepspeed_config {path}: {what}"])
@@ -107,7 +107,7 @@ def read_ds_config(path: Path) -> dict:
 
 
 def stated_options(config: dict) -> set[str]:
-    """The options whose values a DeepSpeed JSON fixes, so that they go before a preset's."""
+    """Return the options whose values a DeepSpeed JSON fixes, so that they go before a preset's."""
     optimizer = config.get("optimizer")
     params = optimizer.get("params") if isinstance(optimizer, dict) else None
     params = params if isinstance(params, dict) else {}
@@ -124,7 +124,7 @@ def stated_options(config: dict) -> set[str]:
 
 
 def hidden_size(options: "Options") -> int:
-    """The model's width, by which the bucket sizes of ZeRO may be chosen."""
+    """Return the model's width, by which the bucket sizes of ZeRO may be chosen."""
     if "n_embd" in (options.model_args or {}):
         return options.model_args["n_embd"]
     if options.init_from is not None:
@@ -133,7 +133,7 @@ def hidden_size(options: "Options") -> int:
 
 
 def zero_stage(config: dict) -> int:
-    """The ZeRO stage of a DeepSpeed JSON; 0 without one."""
+    """Return the ZeRO stage of a DeepSpeed JSON; 0 without one."""
     section = config.get("zero_optimization")
     stage = section.get("stage", 0) if isinstance(section, dict) else 0
     return stage if isinstance(stage, int) else 0
@@ -148,7 +148,7 @@ def compiles(options: "Options", config: dict) -> bool:
 
 
 def resolve_ds_config(options: "Options", world: int, total_steps: int, built: bool = True) -> dict:
-    """The DeepSpeed config of resolved options on `world` ranks, every "auto" filled in. Raises `UsageError`.
+    """Return the DeepSpeed config of resolved options on `world` ranks, every "auto" filled in. Raises `UsageError`.
 
     With `built`, DeepSpeed's config classes and the schedule are made of it too, which takes seconds to import.
 

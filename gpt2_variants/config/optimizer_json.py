@@ -47,7 +47,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def resolve(options: "Options", config: dict, total_steps: int, told: str) -> list[str]:
-    """Fill in `config`'s optimizer and scheduler; what of the options they cannot honour, a line each."""
+    """Fill in `config`'s optimizer and scheduler; return a line for each option that they cannot honour."""
     lines = []
     if options.lr_scheduler_type is not None:
         section = SCHEDULERS[options.lr_scheduler_type]
@@ -129,7 +129,7 @@ def _resolve_scheduler(options: "Options", config: dict, total_steps: int, told:
 
 
 def peak_rate(config: dict) -> float | None:
-    """The highest learning rate of a resolved config; None where its schedule goes through rates of its own."""
+    """Return the highest learning rate of a resolved config; None where its schedule goes through rates of its own."""
     scheduler = config.get("scheduler", {})
     kind = scheduler.get("type")
     if kind == "LRRangeTest":
@@ -138,7 +138,7 @@ def peak_rate(config: dict) -> float | None:
 
 
 def warmup_steps(config: dict) -> int:
-    """Optimizer steps in which the rate of a resolved config rises; 0 where its schedule has no warm-up."""
+    """Return optimizer steps in which the rate of a resolved config rises; 0 where its schedule has no warm-up."""
     scheduler = config.get("scheduler", {})
     return scheduler["params"]["warmup_num_steps"] if scheduler.get("type") in WITH_WARMUP else 0
 
@@ -246,7 +246,7 @@ def make_schedule(config: dict) -> Callable[[Any], Any] | None:
 
 
 def for_deepspeed(config: dict) -> dict:
-    """A resolved config as DeepSpeed is to have it: without the schedule, its optimizer at the schedule's peak rate."""
+    """Return a resolved config as DeepSpeed gets it: without the schedule, and with the optimizer at its peak rate."""
     optimizer, peak = config["optimizer"], peak_rate(config)
     if peak is not None:
         optimizer = {**optimizer, "params": {**optimizer["params"], "lr": peak}}

@@ -136,7 +136,7 @@ class Plan:
         return known(self.variant, self.variant_code)
 
     def model_config(self) -> "GPT2Config":
-        """The model's config, made anew."""
+        """Return the model's config, made anew."""
         config = self.spec.config_class(**self.model)
         config.use_cache = False
         return config
@@ -271,5 +271,5 @@ def facts_of(data: Data) -> DataFacts:
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """The fields of `plan`, for JSON."""
+    """Return the fields of `plan`, for JSON."""
     return dataclasses.asdict(plan)

@@ -12,7 +12,7 @@ from .presets import OF_ITS_SIZE, PRESETS
 
 
 def resolve(options: Options) -> Options:
-    """`options` with what the preset says filled in.
+    """Return `options` with what the preset says filled in.
 
     An explicit option wins over the preset; so does a value of an explicit JSON.
 
@@ -58,7 +58,7 @@ def resolve(options: Options) -> Options:
 
 
 def load_data(options: Options) -> Data:
-    """The data that resolved options name. Raises `UsageError`."""
+    """Return the data that resolved options name. Raises `UsageError`."""
     try:
         return load(options.dataset, options.tokenizer, options.block_size, reading=options.reading)
     except DataError as err:

@@ -16,7 +16,7 @@ _NOT_TOLD = frozenset(
 
 
 def saved_plan(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the `Plan` of the run in `folder`, of whose `run.json` these are the facts.
+    """Return the fields of the `Plan` of the run in `folder`, of whose `run.json` these are the facts.
 
     Schema 1 has no plan: it is put together from the options, `ds_config.json`, and the config of the exported model or
     of a checkpoint. What those do not tell is None, never a guess.
@@ -55,7 +55,7 @@ def saved_plan(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(folder: Path, variant: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The config fields of the run's model: of a config that lies there, else those that were asked for."""
+    """Return the config fields of the run's model: of a config that lies there, else those that were asked for."""
     configs = [folder / "model" / "config.json", *sorted(folder.glob("checkpoints/step-*/model/config.json"))]
     config = next((found for path in configs if (found := _read(path))), None)
     if config is None or variant not in VARIANTS:
@@ -64,7 +64,7 @@ def _model(folder: Path, variant: str | None, options: dict[str, Any]) -> dict[s
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object at `path`; an empty one where there is none."""
+    """Return the JSON object at `path`; an empty one where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ EITHER = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
-    """The run's folder that `checkpoint` names or lies in; None where it belongs to no run."""
+    """Return the run's folder that `checkpoint` names or lies in; None where it belongs to no run."""
     places = (checkpoint, *checkpoint.parents[:3])  # one that was set aside lies a folder deeper
     return next((place for place in places if holds_run(place)), None)
 
@@ -73,7 +73,7 @@ def go_on(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_to_go_on_with(values: dict[str, Any]) -> Path | None:
-    """The folder of the run that is gone on with; None where there is none yet, or the path lies in none.
+    """Return the folder of the run that is gone on with; None where there is none yet, or the path lies in none.
 
     Raises:
         UsageError: neither a run nor a variant is told.
@@ -92,7 +92,7 @@ def _run_to_go_on_with(values: dict[str, Any]) -> Path | None:
 
 
 def _saved_options(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Option -> value, what was asked of the run in `folder`. Raises ValueError for a value that is none."""
+    """Return option -> value, what was asked of the run in `folder`. Raises ValueError for a value that is none."""
     fields = {f.name: f for f in option_fields() if f.name not in OF_ONE_START}
     asked = asked_options(facts)
     if own := file_in_run(folder, facts.get("plan", {})):
