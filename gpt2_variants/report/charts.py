@@ -15,14 +15,14 @@ MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a c
 
 
 def _value(group: Group, record: dict[str, Any], key: str) -> float | None:
-    """The figure `key` of a record; a training loss is that of the next token alone, None where it was not logged."""
+    """Return the figure `key` of a record; a training loss is the next token's alone, None where it was not logged."""
     if key != "next_token_loss" or key in record or group.streams:
         return record.get(key)
     return record.get("loss")  # of the next token, all that the variant predicts
 
 
 def _curve(group: Group, axis: str, chart: "_Chart", style: drawing.Style) -> drawing.Line | None:
-    """The mean of a chart's figure over the group's runs, at the steps that all of them logged, and its band."""
+    """Return the mean of a chart's figure over the group's runs, at the steps that all of them logged, and its band."""
     by_step: list[dict[int, tuple[float, float]]] = []
     for run in group.runs:
         placed = [(r["step"], run.place(r, axis), _value(group, r, chart.key)) for r in getattr(run, chart.records)]
@@ -104,7 +104,7 @@ class Curves:
 
 
 def curves_of(groups: Sequence[Group]) -> Curves:
-    """The curves of `groups`, each with a style of its own in all charts."""
+    """Return the curves of `groups`, each with a style of its own in all charts."""
     styles = drawing.styles([group.is_baseline for group in groups])
     styled = list(zip(groups, styles, strict=True))
     charts = [
@@ -128,7 +128,7 @@ def curves_of(groups: Sequence[Group]) -> Curves:
 def _charts_of_streams(
     styled: list[tuple[Group, drawing.Style]],
 ) -> list[tuple[_Chart, list[tuple[Group, drawing.Style]]]]:
-    """The charts of the streams beside the next-token one and of losses over several, each with who stands in it."""
+    """Return the charts of further streams and of losses over several, each with the groups that stand in it."""
     groups = [group for group, _ in styled]
     found = []
     for n, stream in enumerate(streams_of(groups)):

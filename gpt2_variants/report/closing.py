@@ -18,7 +18,7 @@ DEMO_PROMPT = "The following statement"  # the built-in corpus is Python's langu
 
 
 def summary(folder: Path) -> str:
-    """The run's figures in a few lines.
+    """Return the run's figures in a few lines.
 
     Raises:
         UsageError: `folder` holds no run, or one that cannot be read.
@@ -81,7 +81,7 @@ def plot(folder: Path) -> Path:
 
 
 def sample(model_folder: Path, prompt: str) -> str:
-    """A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `UsageError`."""
+    """Return A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `UsageError`."""
     from ..inference import SavedModel
 
     saved = SavedModel(model_folder)

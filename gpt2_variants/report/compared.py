@@ -61,7 +61,7 @@ def compared(groups: Sequence[Group]) -> Compared:
 
 
 def _commands(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """The command of each group's first run; of groups whose commands differ in the variant alone one for all."""
+    """Return the command of each group's first run; groups whose commands differ in the variant alone share one."""
     alike: dict[str, list[Group]] = {}
     for group in groups:
         asked = asked_options(group.first.facts).get("variant", group.first.variant)
@@ -75,7 +75,7 @@ def _commands(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def command_of(group: Group, variant: str | None = None) -> str | None:
-    """The command line that trains the group's first run anew; None where the record does not tell what was asked.
+    """Return the command line that trains the group's first run anew; None where the record does not tell it.
 
     Args:
         variant: stands in place of the run's own.
@@ -98,7 +98,7 @@ def command_of(group: Group, variant: str | None = None) -> str | None:
 
 
 def _facts(group: Group) -> dict[str, str]:
-    """Label -> text of a group's first run; devices, dates, seeds and commits of all its runs."""
+    """Return label -> text of a group's first run; devices, dates, seeds and commits of all its runs."""
     run, plan, model = group.first, group.first.plan, _model(group)
     fingerprint = run.facts.get("data_fingerprint")
     starts = [start for one in group.runs for start in one.facts.get("starts") or []]
@@ -166,7 +166,7 @@ def _schedule(plan: dict[str, Any]) -> str | None:
 
 
 def _rate(run: SavedRun) -> str | None:
-    """The highest learning rate, and who chose it."""
+    """Return the highest learning rate, and who chose it."""
     rate = run.plan.get("learning_rate")
     if rate is None:
         return None

@@ -103,7 +103,7 @@ def _estimate(group: Group, baseline: Group, ours: Sequence[float], theirs: Sequ
 
 
 def _by_seed(group: Group, losses: Sequence[float]) -> tuple[dict[int | None, float], bool]:
-    """Seed -> mean loss of its runs, and whether a seed has several."""
+    """Return seed -> mean loss of its runs, and whether a seed has several."""
     found: dict[int | None, list[float]] = {}
     for run, loss in zip(group.runs, losses, strict=True):
         found.setdefault(run.seed, []).append(loss)
@@ -161,7 +161,7 @@ class Verdict:
 
 
 def judge(groups: Sequence[Group]) -> list[Verdict]:
-    """Each variant's finished groups against finished ones of the baseline; none where there is no finished baseline.
+    """Judge each variant's finished groups against the baseline's; return none where no baseline is finished.
 
     Groups that differ in the length of the schedule alone are alternatives and make one verdict: for each axis the one
     whose end lies nearest to the baseline's is taken. P-values are adjusted for all verdicts on one axis.
@@ -234,7 +234,7 @@ def _same_machine(group: Group, baseline: Group) -> bool:
 
 
 def _nearest(pairs: Sequence[tuple[Group, Group]], axis: str) -> tuple[Group, Group]:
-    """The pair whose ends on `axis` lie nearest to one another; of those at the same end the one that went farthest."""
+    """Return the pair whose ends on `axis` lie nearest to one another; of equal ones the pair that went farthest."""
 
     def rank(pair: tuple[Group, Group]) -> tuple[float, float]:
         ends = [side.mean(lambda run: run.end(axis)) for side in pair]

@@ -17,7 +17,7 @@ UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028
 
 
 def as_json(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> str:
-    """Runs with their evaluations, and the differences, as JSON that may stand in a script of a page.
+    """Return runs with their evaluations, and the differences, as JSON that may stand in a script of a page.
 
     What is not a number is null.
     """
@@ -41,7 +41,7 @@ def as_csv(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, st
 
 
 def download(text: str) -> str:
-    """A `data:` URI of a CSV file."""
+    """Return A `data:` URI of a CSV file."""
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 

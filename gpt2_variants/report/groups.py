@@ -79,13 +79,13 @@ class Group:
         return self.first.streams
 
     def mean(self, figure: Callable[[SavedRun], float | None]) -> Mean | None:
-        """`figure` of a run, over the runs; None if one of them lacks it."""
+        """Return `figure` of a run, over the runs; None if one of them lacks it."""
         values = [figure(run) for run in self.runs]
         known = [value for value in values if value is not None]
         return Mean.of(known) if len(known) == len(values) else None
 
     def final(self, name: str) -> Mean | None:
-        """The figure `name` of the last evaluation, such as "eval_loss"."""
+        """Return the figure `name` of the last evaluation, such as "eval_loss"."""
         return self.mean(lambda run: run.final.get(name))
 
     def on_its_machine(self, figure: Callable[[SavedRun], float | None]) -> Mean | None:
@@ -99,7 +99,7 @@ class Group:
 
 
 def streams_of(groups: Sequence[Group]) -> list[Stream]:
-    """The streams of all groups, each once."""
+    """Return the streams of all groups, each once."""
     return list(dict.fromkeys(stream for group in groups for stream in group.streams))
 
 
@@ -123,7 +123,7 @@ def make_groups(runs: Sequence[SavedRun]) -> list[Group]:
 
 
 def _label(run: SavedRun, others: list[SavedRun], told: Callable[[str], bool]) -> str:
-    """The variant, and those settings of `told` names in which `run` differs from `others` of it."""
+    """Return the variant, and those settings of `told` names in which `run` differs from `others` of it."""
     same_variant = [other for other in others if other.variant == run.variant]
     names = {name for other in same_variant for name in differing(run, other) if told(name)}
     parts = []
@@ -149,7 +149,7 @@ def _sizes_tell_shapes(runs: Sequence[SavedRun]) -> bool:
 
 
 def differing(run: SavedRun, other: SavedRun) -> list[str]:
-    """The names of the settings in which two runs differ, but for variant and seed."""
+    """Return the names of the settings in which two runs differ, but for variant and seed."""
     names = {*run.settings, *other.settings}
     return sorted(name for name in names if run.settings.get(name) != other.settings.get(name))
 

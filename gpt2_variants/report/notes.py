@@ -88,5 +88,5 @@ def note_on_pairs(group: Group, baseline: Group) -> list[str]:
 
 
 def _own_fields(run: SavedRun) -> set[str]:
-    """The config fields that the variant of `run` has and the baseline has not, and what tells the variant itself."""
+    """Return the config fields that the variant of `run` has beyond the baseline's, and what tells the variant."""
     return {"variant_code", *(run.plan.get("model") or {})} - {*VARIANTS[BASELINE].config_fields()}

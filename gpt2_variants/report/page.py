@@ -148,7 +148,7 @@ def _links(runs: Sequence[SavedRun], out: Path) -> dict[str, str]:
 
 
 def _tracked(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """(label, URL) of the runs that stand on W&B, as far as their records say."""
+    """Return (label, URL) of the runs that stand on W&B, as far as their records say."""
     found = [
         (f"{group.label}, seed {run.seed}", str(run.facts.get("wandb_url"))) for group in groups for run in group.runs
     ]
@@ -156,7 +156,7 @@ def _tracked(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[SavedRun], list[tuple[Path, str]]]:
-    """The runs, and (folder, title) of the models, among `folders`; one named twice counts once."""
+    """Return the runs, and (folder, title) of the models, among `folders`; one named twice counts once."""
     runs, models, faults = [], [], []
     for folder in {path.resolve(): path for path in folders}.values():
         try:

@@ -183,7 +183,7 @@ class SavedRun:
         return self.machine is not None and self.machine.endswith("cores)")
 
     def tokens_at(self, step: float) -> float | None:
-        """Training tokens up to `step`, linear between the records, since an epoch's last batch may be short."""
+        """Return training tokens up to `step`, linear between the records, since an epoch's last batch may be short."""
         known = [(0, 0), *((r["step"], r["tokens"]) for r in self.training if r.get("tokens") is not None)]
         if len(known) == 1:
             return None
@@ -215,7 +215,7 @@ class SavedRun:
 
 
 def interpolate(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The value at `x` on the line through `points` (x, y), which rise in x; None outside of them."""
+    """Return the value at `x` on the line through `points` (x, y), which rise in x; None outside of them."""
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 <= x <= x1:
             # exact at the points themselves
@@ -250,7 +250,7 @@ def read_run(folder: Path) -> SavedRun:
 
 
 def _last_evaluation(facts: dict[str, Any], lost: dict[str, Steps]) -> list[dict[str, Any]]:
-    """The record of a finished run's last evaluation, made of `run.json`, where that of `metrics.jsonl` is lost."""
+    """Return the record of a finished run's last evaluation from `run.json`, where `metrics.jsonl` has lost it."""
     last = max(steps_of(facts.get("logged"), "evaluations"), default=None)
     figures = facts.get("final_eval")
     exports_best = (facts.get("plan") or {}).get("load_best_model_at_end")

@@ -40,7 +40,7 @@ class Section:
     figures: Sequence[tuple[str, str, str, Any]] = ()
 
     def markdown(self) -> list[str]:
-        """Its parts as Markdown; of a figure its title and caption."""
+        """Return its parts as Markdown; of a figure its title and caption."""
         parts = [f"## {plain(self.title)}", *map(plain, self.paragraphs)]
         parts += [table.markdown().rstrip() for table in self.tables]
         return parts + [plain(f"{title}. {caption}".strip()) for _, title, caption, _ in self.figures]

@@ -71,7 +71,7 @@ def welch_test(ours: ArrayLike, theirs: ArrayLike) -> Any:
 
 
 def paired(differences: Sequence[float]) -> Estimate:
-    """The mean of the differences between pairs, at least one.
+    """Return the mean of the differences between pairs, at least one.
 
     Differences that are all equal leave no doubt: the interval is that one value, and p is 0 unless it is 0.
     """
@@ -85,7 +85,7 @@ def paired(differences: Sequence[float]) -> Estimate:
 
 
 def welch(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """The mean of `ours` less that of `theirs`, at least one each, which need not have the same spread.
+    """Return the mean of `ours` less that of `theirs`, at least one each, which need not have the same spread.
 
     Sides whose values are all equal leave no doubt, as in `paired`.
     """
@@ -112,7 +112,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(sd: float, difference: float, alpha: float = ALPHA) -> int:
-    """The least number of pairs of this spread at which this mean difference is told from 0; at most `MOST_SEEDS`.
+    """Return the least number of pairs of this spread that tell this mean difference from 0; at most `MOST_SEEDS`.
 
     A true difference of that size is then found in every second case, since the mean seen lies above or below it.
 
@@ -129,7 +129,7 @@ def seeds_needed(sd: float, difference: float, alpha: float = ALPHA) -> int:
 
 
 def mean_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of Student's t for the mean of `n` values, at least two, of sample standard deviation `sd`."""
+    """Return the 95 % interval (Student's t) of the mean of `n` >= 2 values with sample standard deviation `sd`."""
     from scipy import stats
 
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)

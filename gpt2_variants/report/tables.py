@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """`value` by the format `form`; a dash where there is none."""
+    """Return `value` by the format `form`; a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 
@@ -56,12 +56,12 @@ def _mean(value: Mean | None, form: str, scale: float = 1.0) -> str:
 
 
 def signed(value: float, form: str) -> str:
-    """`value` by the format `form`, with its sign."""
+    """Return `value` by the format `form`, with its sign."""
     return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """A signed difference and its interval, "+0.2 [-0.1, +0.5]"; a dash where there is no interval."""
+    """Return A signed difference and its interval, "+0.2 [-0.1, +0.5]"; a dash where there is no interval."""
     if value is None or low is None or high is None:
         return "-"
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
@@ -73,12 +73,12 @@ def p_text(p: float) -> str:
 
 
 def flops_text(value: float) -> str:
-    """A number of FLOPs, to four digits."""
+    """Return A number of FLOPs, to four digits."""
     return re.sub(r"e\+0*", "e", f"{value:.4g}")
 
 
 def quality_table(groups: Sequence[Group]) -> Table:
-    """The figures of each group's last evaluation."""
+    """Return the figures of each group's last evaluation."""
     rows = []
     for group in groups:
         ratio = group.mean(
@@ -114,7 +114,7 @@ def quality_table(groups: Sequence[Group]) -> Table:
 
 
 def stream_tables(groups: Sequence[Group]) -> list[Table]:
-    """A table for each stream beside the next-token one, of the groups that have it, with its title and caveat."""
+    """Return a table per stream beside the next-token one, of the groups that have it, with title and caveat."""
     tables = []
     for stream in streams_of(groups):
         figures = [(f"eval_{stream.name}_{name}", form) for name, form in FIGURES.items()]
@@ -157,7 +157,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
 
 
 def against_tables(verdicts: Sequence[Verdict]) -> list[Table]:
-    """Each group's differences from its baseline, and its cost over the baseline's; none without verdicts."""
+    """Return each group's differences from its baseline, and its cost over the baseline's; none without verdicts."""
     if not verdicts:
         return []
     rows = [
@@ -201,7 +201,7 @@ def _difference_cells(found: Difference) -> list[str]:
 
 
 def table_of_runs(groups: Sequence[Group]) -> Table:
-    """Every run, with its folder and status."""
+    """Return a table of every run, with its folder and status."""
     rows = []
     for run in (run for group in groups for run in group.runs):
         status = run.status + (f": {run.facts['reason']}" if run.facts.get("reason") else "")

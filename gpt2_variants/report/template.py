@@ -22,13 +22,13 @@ class ShownFigure(NamedTuple):
 
 
 def shown(name: str, title: str, caption: str, drawn: drawing.Drawn) -> ShownFigure:
-    """A figure for the page; `name` is unlike that of all its other figures."""
+    """Return A figure for the page; `name` is unlike that of all its other figures."""
     svg = Markup(drawing.svg(drawn.figure, name, title, drawn.hovers))
     return ShownFigure(title, caption, svg, drawing.legend_of(drawn.figure))
 
 
 def render(**parts: Any) -> str:
-    """The page of `parts`, which are the variables of page.html.j2."""
+    """Return the page of `parts`, which are the variables of page.html.j2."""
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "sort.js"))
     own = {"colours": Markup(drawing.stylesheet()), "style": Markup(style), "script": Markup(script)}
     return _environment().get_template("page.html.j2").render(**own, **parts)

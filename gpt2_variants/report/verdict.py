@@ -61,7 +61,7 @@ def verdict_said(verdicts: Sequence[Verdict], groups: Sequence[Group]) -> list[S
 
 
 def _short(v: Verdict) -> str:
-    """The words of a verdict in one sentence."""
+    """Return the words of a verdict in one sentence."""
     places: dict[str, list[str]] = {}
     for found in v.differences:
         places.setdefault(found.word, []).append(EQUAL[found.axis])
