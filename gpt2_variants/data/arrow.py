@@ -21,7 +21,7 @@ MOST_FILES = 256  # about, of blocks: a run has all of them open
 
 
 def flat_ids(table: Any) -> np.ndarray:
-    """The ids of an Arrow table's column `input_ids`, all rows one after the other, shape (tokens,)."""
+    """Return the ids of an Arrow table's column `input_ids`, all rows one after the other, shape (tokens,)."""
     return table["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 

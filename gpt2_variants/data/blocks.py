@@ -56,11 +56,11 @@ class BlockDataset:
         return {"input_ids": input_ids, "labels": input_ids.masked_fill(is_pad[:, None], -100)}
 
     def tokens(self) -> np.ndarray:
-        """All ids, block after block: shape (number of blocks * S,)."""
+        """Return all ids, block after block: shape (number of blocks * S,)."""
         return np.concatenate(list(self.token_batches()))
 
     def token_batches(self) -> Iterator[np.ndarray]:
-        """The same in pieces of some blocks each."""
+        """Return the same in pieces of some blocks each."""
         for table in self._rows.iter(batch_size=1024):
             yield flat_ids(table)
 

@@ -69,7 +69,7 @@ def kinds_of(features: datasets.Features) -> dict[str, str]:
 
 
 def choose(where: str, kinds: dict[str, str], example: Any, reading: Reading, has_header: bool = False) -> Column:
-    """The column to train on.
+    """Return the column to train on.
 
     Args:
         where: names the source, for the error.
@@ -113,7 +113,7 @@ def _listed(kinds: dict[str, str]) -> str:
 
 
 def value_of(row: dict[str, Any], name: str) -> str:
-    """The text of a row in a column, a nested one by its path; "" where it is null or missing.
+    """Return the text of a row in a column, a nested one by its path; "" where it is null or missing.
 
     Raises:
         ValueError: it is no text.
@@ -149,7 +149,7 @@ class Dropped:
 
 
 def clean_ids(table: pa.Table, dropped: Dropped) -> pa.Table:
-    """The rows of `input_ids` without the positions that are null, masked, or labelled -100; counted in `dropped`.
+    """Return the rows of `input_ids` without positions that are null, masked, or labelled -100; `dropped` counts them.
 
     `attention_mask` and `labels` count where they are lists as long as the ids.
     """

@@ -118,7 +118,7 @@ def tokenise_rows(
     num_proc: int | None,
     separator: int | None = None,
 ) -> datasets.Dataset:
-    """Rows of text to rows of ids below the tokenizer's `vocabulary_size`, row by row, in parallel where that pays.
+    """Turn rows of text into rows of ids below the tokenizer's `vocabulary_size`, in parallel where that pays.
 
     After each row that is not empty comes the id `separator`, if there is one.
     """

@@ -61,7 +61,7 @@ def listed(files: list[Path]) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split that the words of a name of a split or a file tell, such as `my_valid.txt`; None where none does.
+    """Return the split that a split's or a file's name tells by its words, as `my_valid.txt` does; else None.
 
     Raises:
         ValueError: several do.
@@ -95,7 +95,7 @@ def select(path: Path) -> Selection:
 
 
 def _walk(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """All readable files below `root`, sorted by path; and those that are not read."""
+    """Return all readable files below `root`, sorted by path; and those that are not read."""
     files: list[Path] = []
     left_out: list[tuple[str, str]] = []
     seen: dict[str, str] = {}

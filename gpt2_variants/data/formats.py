@@ -45,7 +45,7 @@ class Format:
 
 
 def open_text(path: Path, encoding: str | None) -> IO[str]:
-    """The text of a file, decompressed by its suffix; a byte order mark is no part of it, line ends are newlines."""
+    """Return a file's text, decompressed by its suffix, without a byte order mark, and with newlines as line ends."""
     opener = COMPRESSIONS.get(path.suffix.lower())
     stream = opener(path) if opener else path.open("rb")
     return io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding is None else encoding)
@@ -72,7 +72,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[list[str]]:
 
 
 def _objects(path: Path, encoding: str | None) -> Iterator[list[Any]]:
-    """The values of a file of JSON: one a line, or in an array, or one after the other over several lines."""
+    """Return the values of a file of JSON: one a line, or in an array, or one after the other over several lines."""
     with open_text(path, encoding) as text:
         first = next((line for line in text if line.strip()), "")
     try:
@@ -182,13 +182,13 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npy", ".bin
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells a file's kind, with that of its compression: `.jsonl.gz`."""
+    """Return the suffix that tells a file's kind, with that of its compression: `.jsonl.gz`."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() + suffix if suffix in COMPRESSIONS else suffix
 
 
 def format_of(path: Path) -> Format | None:
-    """The format of a file by its name; None if it is none that is read."""
+    """Return the format of a file by its name; None if it is none that is read."""
     suffix, compression = suffix_of(path), path.suffix.lower()
     if compression in COMPRESSIONS:
         inner = FORMATS.get(suffix.removesuffix(compression))
@@ -231,7 +231,7 @@ def content_fault(file: Path, encoding: str | None) -> str | None:
 
 
 def rows_of(path: Path, encoding: str | None) -> Iterator[list[Any]]:
-    """The rows of a file in lists, as its format reads them. Raises what that raises; `DataError` for no format."""
+    """Give a file's rows in lists, as its format reads them. Raises what that raises; `DataError` for no format."""
     found = format_of(path)
     if found is None:
         raise DataError(f"{path}: is of no kind that is read")

@@ -127,7 +127,7 @@ def _unreadable(dataset: str, file: Path, error: Exception) -> DataError:
 
 
 def _on_disk(tables: Iterator[Any], is_text: bool, scratch: Path) -> datasets.Dataset:
-    """The rows of Arrow tables, written as they come, and memory-mapped."""
+    """Return the rows of Arrow tables, written as they come, and memory-mapped."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -145,7 +145,7 @@ def _on_disk(tables: Iterator[Any], is_text: bool, scratch: Path) -> datasets.Da
 
 
 def one_column(dataset: str, rows: datasets.Dataset, reading: Reading, scratch: Path) -> Rows:
-    """The rows of a data set with the column that is trained on alone, chosen as in a file.
+    """Return the rows of a data set with the column that is trained on alone, chosen as in a file.
 
     Raises:
         DataError: it is not clear which column that is.

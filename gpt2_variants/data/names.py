@@ -52,7 +52,7 @@ class SourceName:
 
 
 def source_name(dataset: str) -> SourceName:
-    """The `SourceName` of a value of `--dataset`."""
+    """Return the `SourceName` of a value of `--dataset`."""
     if dataset == "builtin":
         return SourceName("Python's language reference", language="en")
     if dataset == WIKITEXT:
@@ -95,7 +95,7 @@ def unreachable(option: str, value: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """An error in one line of bounded length."""
+    """Return an error in one line of bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 

@@ -13,7 +13,7 @@ SHOWN_CHARACTERS = 400
 
 
 def describe(data: Data, seed: int = 0) -> str:
-    """Lines on `data`; a random training block is drawn by `seed`."""
+    """Return lines on `data`; a random training block is drawn by `seed`."""
     shared, looked_for = shared_windows(data.train, data.validation)
     number = int(np.random.default_rng(seed).integers(len(data.train)))
     lines = [
@@ -59,7 +59,7 @@ def shared_windows(train: BlockDataset, validation: BlockDataset) -> tuple[int, 
 
 
 def _hashes(tokens: np.ndarray) -> np.ndarray:
-    """A hash of every window of `tokens` (N,): uint64, (N - WINDOW + 1,)."""
+    """Return A hash of every window of `tokens` (N,): uint64, (N - WINDOW + 1,)."""
     count = len(tokens) - WINDOW + 1
     mixed = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)

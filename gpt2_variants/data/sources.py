@@ -171,7 +171,7 @@ def _from_splits(
     scratch: Path,
     is_lines: bool = False,
 ) -> Source:
-    """The source of a data set's splits, by whatever words they are named; with `is_lines` no row is a document."""
+    """Return the source of a data set's splits, whatever words name them; with `is_lines` no row is a document."""
     by_split: dict[str, str] = {}
     notes = []
     for name in splits:
@@ -228,7 +228,7 @@ def _separator(dataset: str, parts: list[Rows], reading: Reading) -> str:
 
 
 def held_out_by_characters(source: Source) -> Source:
-    """`source`, but that a text of one line is divided at a space, since no rows of it can be held out."""
+    """Return `source`, but that a text of one line is divided at a space, since no rows of it can be held out."""
     from datasets import Dataset
 
     if source.validation is not None or not source.is_text:

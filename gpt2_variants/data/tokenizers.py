@@ -60,7 +60,7 @@ def open_tokenizer(name: str) -> transformers.PreTrainedTokenizerBase:
 
 
 def vocabulary_size(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
-    """The entries that a model needs for a tokenizer: its largest id, of added tokens too, plus one.
+    """Return the entries that a model needs for a tokenizer: its largest id, of added tokens too, plus one.
 
     `len(tokenizer)` counts the tokens, which are fewer where ids were left out.
     """
@@ -70,7 +70,7 @@ def vocabulary_size(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
 def encode(
     tokenizer: transformers.PreTrainedTokenizerBase, name: str, texts: list[str], special_tokens: bool = False
 ) -> list[list[int]]:
-    """The ids of each text, and nothing of it left out.
+    """Return the ids of each text, and nothing of it left out.
 
     Args:
         tokenizer: an opened one.
@@ -114,7 +114,7 @@ def encode(
 
 
 def separator_id(separator: str, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> int | None:
-    """The id that stands after each document; None for no separator, or where a tokenizer has no end-of-text.
+    """Return the id that stands after each document; None for no separator, or where a tokenizer has no end-of-text.
 
     Args:
         separator: "none", "eos", or a text.
@@ -153,7 +153,7 @@ def line_note(tokenizer: transformers.PreTrainedTokenizerBase) -> str | None:
 
 
 def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str]) -> str | None:
-    """A character of `texts` that a BPE would leave out without a word; None if there is none, or it is no BPE."""
+    """Return a character of `texts` that a BPE would leave out without a word; None for none, or for no BPE."""
     from tokenizers import models, pre_tokenizers
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -184,7 +184,7 @@ def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str])
 
 
 def train_tokenizer(rows: datasets.Dataset) -> transformers.PreTrainedTokenizerBase:
-    """A byte-level BPE like GPT-2's, small: 4,000 entries (fewer on tiny texts), `<|endoftext|>` is id 0."""
+    """Return A byte-level BPE like GPT-2's, small: 4,000 entries (fewer on tiny texts), `<|endoftext|>` is id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -216,6 +216,6 @@ def train_tokenizer(rows: datasets.Dataset) -> transformers.PreTrainedTokenizerB
 
 
 def vocabulary_digest(tokenizer: transformers.PreTrainedTokenizerBase, entries: int | None = None) -> str:
-    """Digest of the vocabulary, or of its first `entries` ids: a model may have added its own after them."""
+    """Return digest of the vocabulary, or of its first `entries` ids: a model may have added its own after them."""
     vocabulary = [(token, i) for token, i in tokenizer.get_vocab().items() if entries is None or i < entries]
     return hashlib.sha256(json.dumps(sorted(vocabulary)).encode()).hexdigest()
