@@ -27,7 +27,7 @@ examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser. Numbers stay strings: the commands convert them, so that all faults are told at once."""
+    """Return the parser. Numbers stay strings: the commands convert them, so that all faults are told at once."""
     parser = Parser(prog=_PROGRAM, usage=f"{_PROGRAM} COMMAND [options]", epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 

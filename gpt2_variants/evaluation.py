@@ -20,7 +20,7 @@ UNDECLARED = "Another stream of predictions than the next token's, of which no m
 def evaluate(
     score: Callable, batches: Iterable[dict[str, torch.Tensor]], device: torch.device | str
 ) -> dict[str, float]:
-    """`eval_loss`, `eval_perplexity` and `eval_accuracy` of the next token, and the same of every further stream.
+    """Return `eval_loss`, `eval_perplexity` and `eval_accuracy` of the next token and of every further stream.
 
     Args:
         score: (input_ids, labels), each (B, S) -> stream -> `TokenScores`.
@@ -53,7 +53,7 @@ def evaluate(
 
 
 def streams_in(figures: Mapping[str, Any], declared: Iterable[Stream]) -> list[Stream]:
-    """The streams beside the next-token one that `figures` of `evaluate` tell of: the declared ones first, in order.
+    """Return the streams beside the next-token one that `figures` of `evaluate` tell of, the declared ones first.
 
     One that is not declared, as in the record of an older run, has its name for a title.
     """
@@ -107,7 +107,7 @@ def window_starts(num_tokens: int, block_size: int, stride: int) -> list[tuple[i
 def window_batches(
     tokens: np.ndarray, block_size: int, stride: int, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The windows of `window_starts` over `tokens` (N,): `input_ids` and `labels` (B, S), -100 where not new."""
+    """Return the windows of `window_starts` over `tokens` (N,): `input_ids` and `labels` (B, S), -100 where not new."""
     size = min(block_size, len(tokens))
     windows = window_starts(len(tokens), block_size, stride)
     for first in range(0, len(windows), batch_size):
@@ -119,7 +119,7 @@ def window_batches(
 
 @torch.no_grad()
 def target_places(model: "VariantLMHeadModel", num_tokens: int) -> dict[str, torch.Tensor]:
-    """Stream -> (N,), the place of the token that each of its predictions over `num_tokens` tokens is of."""
+    """Return stream -> (N,), the place of the token that each of its predictions over `num_tokens` tokens is of."""
     places = torch.arange(num_tokens, device=model.device)[None]
     streams = model.prediction_streams(torch.zeros_like(places), places)
     return {name: targets[0] for name, (_, targets) in streams.items()}

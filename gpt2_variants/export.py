@@ -106,7 +106,7 @@ def _add_mask(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, folder: Pa
 
 
 def _exported_class(variant: Variant) -> type[GPT2LMHeadModel]:
-    """The class to save as: with its code, or transformers' own where it has the `model_type`."""
+    """Return the class to save as: with its code, or transformers' own where it has the `model_type`."""
     if variant.config_class.model_type == GPT2Config.model_type:
         return GPT2LMHeadModel
     if variant.code is not None:

@@ -60,7 +60,7 @@ def remove_aside(folder: Path) -> None:
 
 
 def _free_name(path: Path) -> Path:
-    """`NAME.damaged-001`, or the next number that is free."""
+    """Return `NAME.damaged-001`, or the next number that is free."""
     taken = [int(end) for other in path.parent.glob(f"{path.name}.damaged-*") if (end := other.name[-3:]).isdigit()]
     return path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1:03d}")
 

@@ -194,7 +194,7 @@ def export_checkpoint(source: Path, folder: Path) -> Path:
 
 
 def _choose(source: Path) -> tuple[Path | None, str | None]:
-    """The checkpoint that `source` means, verified; or what is wrong."""
+    """Return the checkpoint that `source` means, verified; or what is wrong."""
     if not source.is_dir():
         return None, "no such folder; give a run's folder, or a checkpoint such as runs/gpt2/checkpoints/step-00000500"
     if (source / "checkpoints").is_dir():

@@ -169,6 +169,6 @@ def _may_pass(err: Exception) -> bool:
 
 
 def _line(err: Exception) -> str:
-    """An error in one line, without the signatures that addresses of uploads carry."""
+    """Return an error in one line, without the signatures that addresses of uploads carry."""
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(err).split()))
     return f"{type(err).__name__}: {text}"[:300]

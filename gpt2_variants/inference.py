@@ -105,7 +105,7 @@ class SavedModel:
         return model.to(self.device).eval()
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """The prompt's ids, (1, P).
+        """Return the prompt's ids, (1, P).
 
         Raises:
             UsageError: the tokenizer cannot encode it, it has no ids, or no position is left to continue on.
@@ -170,7 +170,7 @@ class SavedModel:
         return continued.cpu()
 
     def decode(self, ids: torch.Tensor) -> str:
-        """The text of ids (N,)."""
+        """Return the text of ids (N,)."""
         text: Any = self.tokenizer.decode(ids, **DECODING)  # of one sequence a string, of several a list
         return text
 
@@ -231,7 +231,7 @@ def _model_class(folder: Path, variant: str | None, trust_remote_code: bool) -> 
 
 
 def _own_variant(folder: Path, variant: str | None) -> Variant | None:
-    """The user's own variant that is named, or that the run of the model in `folder` keeps a copy of."""
+    """Return the user's own variant that is named, or that the run of the model in `folder` keeps a copy of."""
     try:
         if variant is not None:
             return find(variant)
@@ -249,7 +249,7 @@ def _line(err: Exception) -> str:
 
 
 def surprise_table(saved: SavedModel, ids: torch.Tensor, prompt_length: int) -> str:
-    """A readable table of `SavedModel.surprise` for ids (1, N), of which the first `prompt_length` are the prompt."""
+    """Return a table of `SavedModel.surprise` for ids (1, N), of which the first `prompt_length` are the prompt."""
     columns = saved.surprise(ids)
     rows = [["", "token", *columns]]
     for n, (token, *values) in enumerate(zip(ids[0].tolist(), *columns.values(), strict=True)):

@@ -60,7 +60,7 @@ def applied_parameters(model: "VariantLMHeadModel") -> int:
 
 
 def flops_per_token(num_parameters: int, n_layer: int, n_embd: int, block_size: int, positions: int) -> float:
-    """Training FLOPs (forward and backward) per token of data, in blocks of `block_size` tokens.
+    """Return training FLOPs (forward and backward) per token of data, in blocks of `block_size` tokens.
 
     `num_parameters` are those that are applied, see `applied_parameters`;
     `positions` is how many positions the model computes for a block: S, or 2S-1 for duo-predict.
@@ -74,7 +74,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU by torch's allocator, without one the resident set."""
+    """Return the most memory this process has held: of the GPU by torch's allocator, without one the resident set."""
     import torch
 
     if torch.cuda.is_available():
@@ -84,7 +84,7 @@ def peak_memory_bytes() -> int:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` in words: tenths below a minute, then minutes and seconds, then hours and minutes."""
+    """Return `seconds` in words: tenths below a minute, then minutes and seconds, then hours and minutes."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -17,7 +17,7 @@ FIGURES = ("perplexity", "loss", "accuracy")
 
 
 def write_card(run_folder: Path, name: str, pictures: list[tuple[str, str]]) -> str:
-    """The model card of a finished run, Markdown with the Hub's metadata at its head.
+    """Return the model card of a finished run, Markdown with the Hub's metadata at its head.
 
     Args:
         run_folder: holds `run.json`.
@@ -86,7 +86,7 @@ def _metadata(facts: dict[str, Any], plan: dict[str, Any], variant: Variant, sou
 
 
 def _idea(variant: Variant) -> str:
-    """The difference from GPT-2, as the head of the model's own file tells it; nothing for the baseline."""
+    """Return the difference from GPT-2, as the head of the model's own file tells it; nothing for the baseline."""
     paragraphs = (inspect.getdoc(inspect.getmodule(variant.model_class)) or "").split("\n\n")
     told = [p for p in paragraphs if p.startswith("What differs")]
     return re.sub(r" \(`variants\.md`[^)]*\)", "", "\n\n".join(told))

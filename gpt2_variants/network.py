@@ -15,7 +15,7 @@ PROBE_SECONDS = 3.0
 
 
 def endpoint() -> str:
-    """The Hub's address."""
+    """Return the Hub's address."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 

@@ -12,7 +12,7 @@ SECONDS_TO_APPEAR = 60.0  # NFS clients may keep an old listing of a folder for 
 
 
 def fault() -> str | None:
-    """A line if this process is one of several that were started without telling them their rank; None if not.
+    """Return A line if this process is one of several that were started without telling them their rank; None if not.
 
     Each would take itself for a whole run, in the same folder.
     """
@@ -77,7 +77,7 @@ def _reachable_by_name() -> bool:
 
 
 def _interface_towards(host: str) -> str | None:
-    """The name of the interface whose address this machine uses to talk to `host`; None if there is no route."""
+    """Return the name of the interface whose address this machine uses to talk to `host`; None if there is no route."""
     import psutil
 
     try:
@@ -94,7 +94,7 @@ def _interface_towards(host: str) -> str | None:
 
 
 def nodes_without(folder: Path) -> list[str]:
-    """The host names of the nodes that do not see the `folder` of rank 0. A collective; leaves nothing behind.
+    """Return the host names of the nodes that do not see the `folder` of rank 0. A collective; leaves nothing behind.
 
     Every rank writes its part of a checkpoint, and rank 0 publishes the whole: a folder of its own on each node would
     leave checkpoints that nobody can load. Seen means: a file that rank 0 makes appears within 60 seconds.

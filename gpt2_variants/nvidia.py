@@ -41,7 +41,7 @@ def driver() -> Driver | None:
 
 
 def build_for(cuda: tuple[int, int]) -> str | None:
-    """The newest build of torch that a driver which knows `cuda` can run, as cu126; None: it is too old for any."""
+    """Return the newest build of torch, as cu126, that a driver which knows `cuda` can run; None if it is too old."""
     return next((build for least, build in BUILDS if cuda >= least), None)
 
 

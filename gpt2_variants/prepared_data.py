@@ -47,7 +47,7 @@ class Request:
     reading: Reading = field(default_factory=Reading)
 
     def again(self) -> str:
-        """The command that repeats the push, and saves no folder."""
+        """Return the command that repeats the push, and saves no folder."""
         words = ["--dataset", self.dataset, "--tokenizer", self.tokenizer, "--block_size", str(self.block_size)]
         words += [word for name, value in self.reading.identity().items() for word in (f"--{name}", str(value))]
         words += ["--push_to_hub", "--hub_dataset_id", str(self.hub_dataset_id)]
@@ -208,7 +208,7 @@ def _train(dataset: str, tokenizer: str, block_size: int) -> str:
 
 
 def _train_from_hub(name: str, request: Request) -> list[str]:
-    """The commands that train on the pushed set; only from a model's repository is a tokenizer fetched by its name."""
+    """Return the commands that train on the pushed set; a tokenizer goes by its name only where it is a model's."""
     if tokenizer := _tokenizer_on_hub(request):
         return [_train(name, tokenizer, request.block_size)]
     short = name.split("/")[-1]
@@ -221,7 +221,7 @@ def _tokenizer_on_hub(request: Request) -> str | None:
 
 
 def _card(data: Data, request: Request, title: str, commands: list[str], opened: str) -> str:
-    """The page of the data set, Markdown with the Hub's metadata at its head; of local paths the last part only.
+    """Return the page of the data set, Markdown with the Hub's metadata at its head; of local paths the last part only.
 
     Args:
         commands: that train on it.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from all others, for a record.
+    """Return what tells this process from all others, for a record.
 
     `pid`; `host`; `boot`, the kernel's id of its start, and `namespace`, of process ids, within which the pid counts;
     `started`, in ticks of the kernel's clock since that start. All but the first two are None outside of Linux.
@@ -45,7 +45,7 @@ def seconds_since_start() -> float:
 
 
 def _stat(pid: int) -> tuple[str | None, int | None]:
-    """A process's state, a letter, and its start in ticks; None of each where there is none."""
+    """Return A process's state, a letter, and its start in ticks; None of each where there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[19])

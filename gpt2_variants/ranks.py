@@ -20,7 +20,7 @@ def main_rank() -> bool:
 
 
 def world_size() -> int:
-    """The number of ranks the launcher started; 1 without a launcher."""
+    """Return the number of ranks the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -85,7 +85,7 @@ class Variant:
         return {f.name: f.type for f in own if not f.name.startswith("summary_")}
 
     def make_config(self, size: str | None, tokenizer_size: int, n_positions: int, **fields: Any) -> "GPT2Config":
-        """The config at `size` for a tokenizer of `tokenizer_size` entries; `fields` win over everything.
+        """Return the config at `size` for a tokenizer of `tokenizer_size` entries; `fields` win over everything.
 
         Without a `size` the `fields` give the shape.
 
@@ -106,7 +106,7 @@ class Variant:
         return self.on_meta(self.make_config(size, tokenizer_size, self.block_size)).num_parameters()
 
     def on_meta(self, config: "GPT2Config") -> "VariantLMHeadModel":
-        """The model of `config` without memory for its weights: names, shapes and counts."""
+        """Return the model of `config` without memory for its weights: names, shapes and counts."""
         import torch
 
         with torch.device("meta"):
@@ -122,13 +122,13 @@ class Variant:
 
 @functools.cache
 def _class_named(module: str | None, name: str) -> "type[VariantLMHeadModel]":
-    """The class `name` of `models/<module>.py`."""
+    """Return the class `name` of `models/<module>.py`."""
     return _registered(getattr(importlib.import_module(f"{__package__}.models.{module}"), name))
 
 
 @functools.cache
 def _registered(model_class: "type[VariantLMHeadModel]") -> "type[VariantLMHeadModel]":
-    """`model_class`, registered with the Auto classes when it is first asked for."""
+    """Return `model_class`, registered with the Auto classes when it is first asked for."""
     import transformers
 
     config_class = model_class.config_class

@@ -106,7 +106,7 @@ def known(name: str, digest: str | None) -> Variant:
 
 
 def file_in_run(folder: Path, plan: dict[str, Any]) -> str | None:
-    """What `find` takes for the variant of the run in `folder`, by its plan; None for a variant of the package."""
+    """Return what `find` takes for the variant of the run in `folder`, by its plan; None for one of the package."""
     if plan.get("variant_code") is None or plan.get("variant_file") is None:
         return None
     return f"{folder / FOLDER / plan['variant_file']}:{plan['variant']}"

@@ -56,7 +56,7 @@ def fault_of(source: str) -> str | None:
 
 
 def config_fields(source: str, variant: Variant) -> dict[str, Any]:
-    """The config fields that the model of `variant` takes from the checkpoint: its shape, dropout and the like.
+    """Return the config fields that the model of `variant` takes from the checkpoint: its shape, dropout and the like.
 
     Raises:
         WarmStartError: as `fault_of` says.

@@ -180,7 +180,7 @@ def _task(text: str, faults: list[str]) -> tuple[int, int]:
 
 
 def _places(arguments: argparse.Namespace, faults: list[str]) -> tuple[int, int]:
-    """Runs side by side, and the GPUs of each."""
+    """Return runs side by side, and the GPUs of each."""
     from ..compare.runner import visible_gpus
 
     here = len(visible_gpus())
@@ -203,7 +203,7 @@ def _places(arguments: argparse.Namespace, faults: list[str]) -> tuple[int, int]
 
 
 def _fields(arguments: argparse.Namespace) -> list[str]:
-    """The config fields of all runs; on a ladder GPT-2's own where a preset would give one size another; said."""
+    """Return the config fields of all runs; where a preset would give one size of a ladder its own, print GPT-2's."""
     given = {field.split("=")[0] for field in arguments.model_args}
     if len(arguments.sizes) < 2:
         return arguments.model_args

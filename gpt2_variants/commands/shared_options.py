@@ -30,7 +30,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(arguments: argparse.Namespace, dtype: str = "float32") -> "SavedModel":
-    """The saved model that the options of `add_model` name, its weights in `dtype`. Raises `UsageError`."""
+    """Return the saved model that the options of `add_model` name, its weights in `dtype`. Raises `UsageError`."""
     import torch
 
     from ..inference import SavedModel
@@ -48,7 +48,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def reading_of(arguments: argparse.Namespace, faults: list[str]) -> Reading:
-    """The options of reading; with a line in `faults` for each that has no such value."""
+    """Return the options of reading; with a line in `faults` for each that has no such value."""
     values = {}
     for f in option_fields():
         if f.name in READING and (text := getattr(arguments, f.name)) is not None:
@@ -67,7 +67,7 @@ def add_number(parser: argparse.ArgumentParser, name: str, default: str, help: s
 def number(
     arguments: argparse.Namespace, name: str, kind: type, ok: Callable[[Any], bool], what: str, faults: list[str]
 ) -> Any:
-    """The option `name` as a number; None, with a line in `faults`, where it is not one that is allowed."""
+    """Return the option `name` as a number; None, with a line in `faults`, where it is not one that is allowed."""
     text = getattr(arguments, name)
     try:
         value = kind(text)

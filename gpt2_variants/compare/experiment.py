@@ -142,7 +142,7 @@ class Experiment:
         return self.units.index(unit) % count == number
 
     def options(self, trial: Trial, folder: Path) -> list[str]:
-        """The options of training that make `trial` in `folder`."""
+        """Return the options of training that make `trial` in `folder`."""
         fields = [*self.model_args, *trial.entry.fields]
         words = ["--variant", trial.entry.variant, *self.train_options, "--seed", str(trial.seed)]
         words += ["--output_dir", str(folder)]
@@ -152,14 +152,14 @@ class Experiment:
         return [*words, *(["--model_args", *fields] if fields else [])]
 
     def tuning(self, rates: Sequence[float]) -> Iterator[Trial]:
-        """The runs that try `rates`, every entry at each of them, seed by seed."""
+        """Return the runs that try `rates`, every entry at each of them, seed by seed."""
         for size in self.sizes:
             for seed in self.tuning_seeds:
                 for rate in rates:
                     yield from (Trial(entry, size, seed, rate, purpose="tuning") for entry in self.entries)
 
     def results(self, rates: dict[Unit, float | None], purpose: str = "tokens") -> Iterator[Trial]:
-        """The runs that are reported, at the chosen `rates`; seed by seed, so that what time does, it does to all."""
+        """Return the reported runs at the chosen `rates`, seed by seed, so that what time does, it does to all."""
         for size in self.sizes:
             for seed in self.seeds:
                 for entry in self.entries:
@@ -173,5 +173,5 @@ class Experiment:
 
 
 def sizes_in_order(names: Sequence[str]) -> list[str]:
-    """`names` from the smallest size to the largest, each once."""
+    """Return `names` from the smallest size to the largest, each once."""
     return [name for name in SIZES if name in names]

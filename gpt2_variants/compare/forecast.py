@@ -62,7 +62,7 @@ def seconds_of(plan: Plan, measured: Measured) -> float:
 
 
 def forecast(plans: Sequence[Plan], measured: Measured, jobs: int, folder: Path) -> str:
-    """The line that tells what the runs of `plans`, `jobs` at a time, will take."""
+    """Return the line that tells what the runs of `plans`, `jobs` at a time, will take."""
     flops = sum(p.flops_per_token * p.total_steps * p.train_batch_size * p.block_size for p in plans)
     hours = sum(seconds_of(plan, measured) for plan in plans) / jobs / 3600
     disk = sum(plan.num_parameters for plan in plans) * measured.bytes_per_parameter

@@ -42,11 +42,11 @@ class PowerLaw:
         return cls(float(exponent), float(intercept))
 
     def loss(self, flops: float) -> float:
-        """The loss at so much compute."""
+        """Return the loss at so much compute."""
         return math.exp(self.intercept + self.exponent * math.log(flops))
 
     def log_flops(self, loss: float) -> float:
-        """The logarithm of the compute at which the loss is `loss`."""
+        """Return the logarithm of the compute at which the loss is `loss`."""
         return (math.log(loss) - self.intercept) / self.exponent
 
 

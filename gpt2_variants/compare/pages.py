@@ -29,7 +29,7 @@ def write_report(experiment: Experiment, choices: Mapping[Unit, Choice]) -> None
 
 
 def result_folders(experiment: Experiment) -> list[Path]:
-    """The folders of the finished runs that are reported, in the order of entries, sizes and seeds."""
+    """Return the folders of the finished runs that are reported, in the order of entries, sizes and seeds."""
     trials = (
         Trial(entry, size, seed, purpose=purpose)
         for size, entry in experiment.units
@@ -149,7 +149,7 @@ def _ladder(experiment: Experiment) -> list[Section]:
 
 
 def _points(experiment: Experiment, entry: Entry) -> dict[int, dict[str, Point]]:
-    """Seed -> size -> FLOPs and loss of the finished runs of `entry` at equal tokens."""
+    """Return seed -> size -> FLOPs and loss of the finished runs of `entry` at equal tokens."""
     found: dict[int, dict[str, Point]] = {}
     for size in experiment.sizes:
         for seed in experiment.seeds:

@@ -124,7 +124,7 @@ class Runner:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without any."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty without any."""
     if not has_cuda():
         return []
     if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -135,7 +135,7 @@ def visible_gpus() -> list[str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of text in `log` that begins with "error:", else the last one; "" where there is none."""
+    """Return the last line of text in `log` that begins with "error:", else the last one; "" where there is none."""
     try:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
@@ -146,7 +146,7 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM raise `Stopped`; in the main thread, where alone a handler can be set."""
+    """Make SIGINT and SIGTERM raise `Stopped` while inside, in the main thread, the only one that can set handlers."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
@@ -157,7 +157,7 @@ def _signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """While inside, a second signal does not keep the trainings from saving."""
+    """Ignore signals while inside, so that a second one does not keep the trainings from saving."""
     with _handled(signal.SIG_IGN):
         yield
 

@@ -42,7 +42,7 @@ class Session:
     plans: dict[tuple, Plan] = field(default_factory=dict)
 
     def plan(self, trial: Trial) -> Plan:
-        """The plan of `trial`, but for its seed. Raises `UsageError` with its faults."""
+        """Return the plan of `trial`, but for its seed. Raises `UsageError` with its faults."""
         key = (trial.entry, trial.size, trial.rate, trial.steps)
         if key not in self.plans:
             new = self.experiment.output_dir / "new" / trial.folder  # is never made: a plan is that of a new run
@@ -50,7 +50,7 @@ class Session:
         return self.plans[key]
 
     def with_length(self, trial: Trial) -> Trial:
-        """`trial` with as many steps as its size and what it is to be equal in ask for."""
+        """Return `trial` with as many steps as its size and what it is to be equal in ask for."""
         experiment, base = self.experiment, experiment_base(self.experiment, trial)
         steps = None
         if experiment.tokens_per_parameter is not None:
@@ -67,7 +67,7 @@ class Session:
         return replace(trial, steps=max(1, round(theirs.total_steps * ratio)))
 
     def _speed(self, trial: Trial) -> float:
-        """Tokens per second over the finished runs at equal tokens. Raises `UsageError` where there is none."""
+        """Return tokens per second over the finished runs at equal tokens. Raises `UsageError` where there is none."""
         trials = [replace(trial, seed=seed, purpose="tokens") for seed in self.experiment.seeds]
         runs = [finished_run(self.experiment.output_dir / trial.folder) for trial in trials]
         speeds = [run.tokens_per_second for run in runs if run is not None and run.tokens_per_second]
@@ -76,11 +76,11 @@ class Session:
         return statistics.median_high(speeds)
 
     def tuning(self) -> list[Trial]:
-        """The runs that try the rates there are."""
+        """Return the runs that try the rates there are."""
         return [self.with_length(trial) for trial in self.experiment.tuning(self.rates)]
 
     def results(self, purpose: str) -> list[Trial]:
-        """The runs that are reported; one that would be as long as that at equal tokens is left out."""
+        """Return the runs that are reported; one that would be as long as that at equal tokens is left out."""
         chosen: dict[Unit, float | None] = dict.fromkeys(self.experiment.units)
         if self.experiment.rates:
             chosen = {unit: choice.rate for unit, choice in self.choices.items() if choice.rate is not None}
@@ -147,7 +147,7 @@ class Session:
 
 
 def experiment_base(experiment: Experiment, trial: Trial) -> Trial:
-    """The baseline's run that `trial` is to be equal to, at equal tokens."""
+    """Return the baseline's run that `trial` is to be equal to, at equal tokens."""
     return replace(trial, entry=experiment.baseline, steps=None, purpose="tokens")
 
 
@@ -185,7 +185,7 @@ def compare(experiment: Experiment, dry_run: bool = False) -> int:
 
 
 def _results_to_come(session: Session) -> list[Trial]:
-    """The runs that are reported, while their rates are not chosen: at the first of the rates."""
+    """Return the runs that are reported, while their rates are not chosen: at the first of the rates."""
     rates: dict[Unit, float | None] = dict.fromkeys(session.experiment.units, session.rates[0])
     return [session.with_length(trial) for trial in session.experiment.results(rates)]
 

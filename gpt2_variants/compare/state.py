@@ -25,12 +25,12 @@ def state(folder: Path) -> str:
 
 
 def finished_run(folder: Path) -> SavedRun | None:
-    """The run in `folder`, if it is finished."""
+    """Return the run in `folder`, if it is finished."""
     return read_run(folder) if state(folder) == FINISHED else None
 
 
 def differences(folder: Path, plan: Plan) -> list[str]:
-    """What the run in `folder` was trained with that `plan` says otherwise, "name old, not new"; empty for no run."""
+    """Return where the run in `folder` differs from `plan`, as "name old, not new"; empty where there is no run."""
     try:
         facts = facts_of_run(folder).facts
     except ValueError as err:

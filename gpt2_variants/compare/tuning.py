@@ -46,7 +46,7 @@ def choose(experiment: Experiment, unit: Unit, rates: Sequence[float]) -> Choice
 
 
 def extended(rates: Sequence[float], choices: Sequence[Choice]) -> list[float]:
-    """The rates to try beside `rates`, by one step of the grid: at each edge where some entry's best rate lies."""
+    """Return the rates to try beside `rates`: one step of the grid beyond each edge where an entry's best rate lies."""
     edges = {choice.edge for choice in choices}
     grid = sorted(rates)
     more = [_rounded(grid[0] ** 2 / grid[1])] if -1 in edges else []

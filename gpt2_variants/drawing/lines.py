@@ -61,7 +61,7 @@ class Drawn(NamedTuple):
 
 
 def styles(baselines: Sequence[bool]) -> list[Style]:
-    """One for each group: the baselines in ink, the others in the palette, then again with other dashes."""
+    """Return a style for each group: baselines in ink, others in the palette, then again with other dashes."""
     found, counts = [], {True: 0, False: 0}
     for baseline in baselines:
         n = counts[baseline]
@@ -111,7 +111,7 @@ def chart(lines: Sequence[Line], x_label: str, y_label: str, log: bool = False, 
 
 
 def legend_of(figure: Any) -> list[tuple[Style, str]]:
-    """The labelled lines of a figure that has no legend of its own, drawn in the colours of `COLOURS`."""
+    """Return the labelled lines of a figure that has no legend of its own, drawn in the colours of `COLOURS`."""
     found = []
     for axes in figure.axes:
         lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]

@@ -33,7 +33,7 @@ def need_matplotlib() -> None:
 
 
 def new_axes(size: tuple[float, float] = SIZE, fitted: bool = False) -> tuple[Any, Any]:
-    """An empty matplotlib figure and its axes; draw in them under `look()`.
+    """Return an empty matplotlib figure and its axes; draw in them under `look()`.
 
     Args:
         size: in inches.
@@ -49,7 +49,7 @@ def new_axes(size: tuple[float, float] = SIZE, fitted: bool = False) -> tuple[An
 
 
 def new_panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """An empty figure with `count` panels on common axes, row by row, and their axes; draw in them under `look()`.
+    """Return an empty figure with `count` panels on common axes, and their axes, row by row; draw under `look()`.
 
     Args:
         width: of the figure, in inches.
@@ -71,7 +71,7 @@ def new_panels(count: int, columns: int, width: float, height: float) -> tuple[A
 
 
 def look() -> Any:
-    """The context in which figures are drawn and saved."""
+    """Return the context in which figures are drawn and saved."""
     import matplotlib
 
     settings: dict[Any, Any] = {

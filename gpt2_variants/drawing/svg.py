@@ -13,7 +13,7 @@ VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
 
 
 def svg(figure: Any, name: str, label: str, hovers: Mapping[str, str | Sequence[str]] | None = None) -> str:
-    """The figure as an `<svg>` for a page: transparent, with the page's colours, no size of its own.
+    """Return the figure as an `<svg>` for a page: transparent, with the page's colours, no size of its own.
 
     Args:
         name: of letters and dashes, unlike that of every other figure of the page; begins each id in the figure.
@@ -70,7 +70,7 @@ def _add_title(element: ElementTree.Element, text: str) -> None:
 
 
 def _own(key: str, value: str, name: str) -> str:
-    """An attribute's value with its ids begun by `name`, and its colours those of the page."""
+    """Return an attribute's value with its ids begun by `name`, and its colours those of the page."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href" and value.startswith("#"):  # else it is an image, held as data
@@ -84,6 +84,6 @@ def _own(key: str, value: str, name: str) -> str:
 
 
 def stylesheet() -> str:
-    """The variables of `COLOURS`, for light and dark."""
+    """Return the variables of `COLOURS`, for light and dark."""
     light, dark = ("".join(f"--{name}:{pair[n]};" for name, pair in COLOURS.items()) for n in (0, 1))
     return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def with_fitting_micro_batch(options: "Options", demand: Demand, card: Card) -> tuple["Options", str]:
-    """`options` with as many sequences per forward pass as fit `card`, of the same batch; and what to say of it.
+    """Return `options` with as many sequences per forward pass as fit `card`, of the same batch; and what to say of it.
 
     Args:
         demand: of the plan that `options` come to without.

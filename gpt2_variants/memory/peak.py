@@ -46,7 +46,7 @@ class Card:
 
 
 def card() -> Card:
-    """The CUDA device of this process; where there is none, one of 80 GB."""
+    """Return the CUDA device of this process; where there is none, one of 80 GB."""
     if not has_cuda():
         return Card("a card of 80 GB", CARD_80_GB, here=False)
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -96,7 +96,7 @@ class Demand:
         return self._most(micro_batch, 0.0, 0)
 
     def largest_that_fits(self, room: int) -> int | None:
-        """The most sequences per forward pass that take no more than `room`, and divide those of a GPU; or None."""
+        """Return the most sequences per forward pass that fit into `room` and divide those of a GPU; else None."""
         sequences = self.plan.train_batch_size // self.plan.world_size
         sizes = [n for n in range(1, sequences + 1) if sequences % n == 0]
         return max((n for n in sizes if self.peak(n) <= room), default=None)

@@ -49,7 +49,7 @@ class States:
 
 
 def model_states(total: int, largest: int, sharding: Sharding) -> States:
-    """The states of a model with AdamW.
+    """Return the states of a model with AdamW.
 
     Per parameter: the weight and its gradient; in the optimizer the float32 master weight, two moments and, while it
     steps, the gradient in float32. Stage 1 shares out what the optimizer has, stage 2 the gradients as well, stage 3

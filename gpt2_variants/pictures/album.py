@@ -11,7 +11,7 @@ from .kinds import Picture, heatmap
 
 
 def _learned(saved: SavedModel) -> list[Picture]:
-    """A heat map of each of the tensors (L, columns) that a user's own variant says it learned."""
+    """Return A heat map of each of the tensors (L, columns) that a user's own variant says it learned."""
     return [
         Picture(
             name=f"learned-{number}",
@@ -32,7 +32,7 @@ MAKERS: dict[str, Callable[[SavedModel], list[Picture]]] = {
 
 
 def pictures_of(model_folder: Path) -> list[Picture]:
-    """The pictures of the model in a folder: an export, or a checkpoint of a variant with its tokenizer.
+    """Return the pictures of the model in a folder: an export, or a checkpoint of a variant with its tokenizer.
 
     Raises:
         UsageError: there is no model, it cannot be loaded, or the text that it is looked at on cannot be had.

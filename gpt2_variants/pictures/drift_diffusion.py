@@ -27,7 +27,7 @@ def _stacked(model: Any, parameter: Callable, transform: Callable) -> Any:
 
 
 def pictures(saved: SavedModel) -> list[Picture]:
-    """The drift gates and the diffusion scales of a model, as far as it has them."""
+    """Return the drift gates and the diffusion scales of a model, as far as it has them."""
     import torch
 
     pictures = []

@@ -21,7 +21,7 @@ def visibility(num_tokens: int, neighbour: bool) -> Any:
 
 
 def pictures(saved: SavedModel) -> list[Picture]:
-    """The pattern of attention of a duo-predict model, which differs by layer where it does not leak."""
+    """Return the pattern of attention of a duo-predict model, which differs by layer where it does not leak."""
     layers = saved.config.n_layer
     what = (
         "Each row attends to the filled columns; t_k is token k, m_k the mask slot that predicts token k from its past "

@@ -25,12 +25,12 @@ class Picture:
 
 
 def mean_and_sd(values: Any) -> tuple[float, float]:
-    """The mean of all `values` and their standard deviation, of the population."""
+    """Return the mean of all `values` and their standard deviation, of the population."""
     return float(values.mean()), float(values.std(correction=0))
 
 
 def heatmap(values: Any, label: str) -> Any:
-    """`values` (L, H) as coloured cells, with their numbers where there is room."""
+    """Draw `values` (L, H) as coloured cells, with their numbers where there is room."""
     figure, axes = drawing.new_axes(fitted=True)
     layers, heads = values.shape
     image = axes.imshow(values.numpy(), cmap="cividis", aspect="auto", interpolation="none")
@@ -58,7 +58,7 @@ def _count_from_1(axis: Any, count: int, label: str) -> None:
 
 
 def histogram(values: Any, label: str, start: tuple[Any, Any], span: tuple[float, float]) -> Any:
-    """The density of all `values`, and the line `start` (x, y) of their density before training."""
+    """Draw the density of all `values`, and the line `start` (x, y) of their density before training."""
     figure, axes = drawing.new_axes()
     axes.hist(values.flatten().numpy(), bins=40, range=span, density=True, color=drawing.PALETTE[0], label="trained")
     axes.plot(*(part.numpy() for part in start), color=drawing.INK, linewidth=1.6, label="at the start")
@@ -68,7 +68,7 @@ def histogram(values: Any, label: str, start: tuple[Any, Any], span: tuple[float
 
 
 def frequency_map(values: Any) -> Any:
-    """`values` (L, H, D/2) as coloured cells, a row for each head, a line between layers."""
+    """Draw `values` (L, H, D/2) as coloured cells, a row for each head, a line between layers."""
     from matplotlib.colors import LogNorm
 
     figure, axes = drawing.new_axes(fitted=True)
@@ -92,7 +92,7 @@ def frequency_map(values: Any) -> Any:
 
 
 def bars(values: Any, label: str, level: float) -> Any:
-    """A bar for each pair, from `level`, with its number where there is room."""
+    """Draw A bar for each pair, from `level`, with its number where there is room."""
     figure, axes = drawing.new_axes()
     numbers = values.tolist()
     places = range(len(numbers))

@@ -16,7 +16,7 @@ def frequencies(model: Any) -> Any:
 
 
 def pictures(saved: SavedModel) -> list[Picture]:
-    """The frequencies of a rotating-head model, and where they are not fixed their start."""
+    """Return the frequencies of a rotating-head model, and where they are not fixed their start."""
     import torch
     from torch.nn import functional
 

@@ -67,7 +67,7 @@ TRACKERS: dict[str, TrackerKind] = {
 
 
 def parse_names(given: str | Iterable[str]) -> tuple[str, ...]:
-    """The trackers that are named, once each and in the order of `TRACKERS`.
+    """Return the trackers that are named, once each and in the order of `TRACKERS`.
 
     Args:
         given: names between spaces or commas, or several such texts. "all" are those whose package is installed;
@@ -96,7 +96,7 @@ def _choices() -> str:
 
 
 def _meant(unknown: list[str]) -> str:
-    """A question after the names that are near to what was given; "" where none is."""
+    """Return A question after the names that are near to what was given; "" where none is."""
     near = [
         match
         for name in unknown

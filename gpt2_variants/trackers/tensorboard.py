@@ -47,5 +47,5 @@ class TensorBoardTracker:
 
 
 def open_tensorboard(run: TrackedRun) -> TensorBoardTracker:
-    """The tracker of `run`."""
+    """Return the tracker of `run`."""
     return TensorBoardTracker(run.folder, run.facts, run.resume_step)

@@ -13,7 +13,7 @@ class Tracker(Protocol):
         """Take one record; "step" is among its keys."""
 
     def close(self) -> None:
-        """No more records."""
+        """Take no more records."""
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,5 @@ class TrackedRun:
 
 
 def tagged(record: dict[str, Any]) -> dict[str, Any]:
-    """The values of `record`, but for its step, as curves are called: `train/loss`, `eval/perplexity`."""
+    """Return the values of `record`, but for its step, as curves are called: `train/loss`, `eval/perplexity`."""
     return {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in record.items() if k != "step"}

@@ -47,7 +47,7 @@ def wandb_fault() -> str | None:
 
 
 def wandb_server() -> str:
-    """Its address: $WANDB_BASE_URL, else the public one."""
+    """Return its address: $WANDB_BASE_URL, else the public one."""
     return os.environ.get("WANDB_BASE_URL", "").rstrip("/") or "https://api.wandb.ai"
 
 
@@ -122,7 +122,7 @@ class WandbTracker:
 
 
 def open_wandb(run: TrackedRun) -> WandbTracker:
-    """The tracker of `run`, in the W&B run that its earlier starts have logged to, whose id `run.json` keeps."""
+    """Return the tracker of `run`, in the W&B run that its earlier starts have logged to, whose id `run.json` keeps."""
     new_id = f"{run.facts['variant']}-{random.SystemRandom().getrandbits(40):010x}"
     run_id = run.facts.get("wandb_run_id", new_id)
     run.remember(wandb_run_id=run_id)
