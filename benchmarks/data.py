@@ -47,7 +47,7 @@ class Plan:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("--tokenizer", default="builtin", help="as for train_ds.py (default: builtin, 4,000 entries)")
@@ -85,7 +85,7 @@ def _cores() -> int:
 
 
 def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[str, Any]], Data]:
-    """A row for each number of processes, which take turns; and what `load` made of the text."""
+    """Return A row for each number of processes, which take turns; and what `load` made of the text."""
     from datasets import Dataset
 
     counts = sorted({*itertools.takewhile(lambda n: n < plan.processes, (2**i for i in range(16))), plan.processes})
@@ -176,7 +176,7 @@ def tables(
     tokenising: Sequence[dict[str, Any]],
     by_size: Sequence[dict[str, Any]],
 ) -> list[Table]:
-    """The tables of the page."""
+    """Return the tables of the page."""
     page = [
         Table(
             "Data loader",

@@ -51,7 +51,7 @@ class Case:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
@@ -90,7 +90,7 @@ def parse(argv: list[str] | None = None) -> Plan:
 
 
 def make_model(plan: Plan, variant: str, device: str) -> torch.nn.Module:
-    """The variant with random weights, in eval mode."""
+    """Return the variant with random weights, in eval mode."""
     vocabulary = NANO_VOCABULARY if plan.size == "nano" else GPT2_VOCABULARY
     positions = plan.prompt_length + plan.new_tokens
     record = find(variant)
@@ -125,7 +125,7 @@ def _now() -> float:
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
-    """A row for each batch size and case; gpt2 is timed in turn with each variant, its own row is of all rounds."""
+    """Return a row per batch size and case; gpt2 takes turns with each variant, and its own row is of all rounds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference = Case(REFERENCE, make_model(plan, REFERENCE, device))
     rows, of_reference = [], {batch: ([], []) for batch in plan.batch_sizes}
@@ -187,7 +187,7 @@ def _say(row: dict[str, Any]) -> None:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """The tables of the page."""
+    """Return the tables of the page."""
     columns = (
         Column("case", "variant"),
         Column("batch", "batch"),

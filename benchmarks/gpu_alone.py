@@ -52,7 +52,7 @@ def attention_flops(batch: int, heads: int, tokens: int, size: int) -> float:
 
 
 def attention_by(backend: str, day: Day) -> list[Row]:
-    """Causal attention in bf16 by a backend, without and with dropout: forward, and forward and backward.
+    """Return causal attention in bf16 by a backend, without and with dropout: forward, and forward and backward.
 
     Queries, keys and values lie as in the model, parts of one (B, S, 3 H D).
     """
@@ -168,14 +168,14 @@ def head_by_rows(rows_at_once: int, day: Day) -> list[Row]:
 
 
 def attention_items(day: Day) -> list[Item]:
-    """The items of attention."""
+    """Return the items of attention."""
     found = [Item(name, functools.partial(attention_by, name), 20) for name in (*BACKENDS, FLEX)]
     ways = (duo_attentions.OURS, duo_attentions.CUDNN, duo_attentions.DENSE, duo_attentions.FLEX)
     return [*found, *(Item(f"duo: {way}", functools.partial(duo_attention_by, way), 30) for way in ways)]
 
 
 def head_items(day: Day) -> list[Item]:
-    """The items of the loss head."""
+    """Return the items of the loss head."""
     return [Item(f"loss head, {rows} rows", functools.partial(head_by_rows, rows), 45) for rows in day.scale.chunks]
 
 

@@ -30,7 +30,7 @@ class ModelShape:
     sequences: int
 
     def sizes(self) -> dict[str, int]:
-        """The config fields of the shape."""
+        """Return the config fields of the shape."""
         return {"n_layer": self.n_layer, "n_embd": self.n_embd, "n_head": self.n_head}
 
 

@@ -28,20 +28,20 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """The norm of the difference, over that of `exact`."""
+    """Return the norm of the difference, over that of `exact`."""
     exact = exact.double()
     return float((found.detach().to(exact.device).double() - exact).norm() / exact.norm())
 
 
 def row_of(what: str, dtype: torch.dtype, found: dict[str, float], **more: Any) -> Row:
-    """A row of relative errors, each of which must be at most what `ALLOWED` says."""
+    """Return A row of relative errors, each of which must be at most what `ALLOWED` says."""
     most, name = max(found.values()), str(dtype).removeprefix("torch.")
     ok = all(value <= ALLOWED[dtype] for value in found.values())  # False for nan
     return {"what": what, "dtype": name, "error": most, "error_allowed": ALLOWED[dtype], **found, **more, "ok": ok}
 
 
 def weights_used(attend: Attention, query: torch.Tensor, key: torch.Tensor, seed: int) -> torch.Tensor:
-    """The weights (B, H, Q, K) that `attend` gives its values under a seed, with dropout.
+    """Return the weights (B, H, Q, K) that `attend` gives its values under a seed, with dropout.
 
     Its values are unit vectors, D keys at a time: what comes out are the weights of these keys. What is dropped hangs
     on the seed alone, and not on the values.
@@ -185,7 +185,7 @@ def saved_and_generating(variant: str, day: Day) -> list[Row]:
 
 
 def items(day: Day) -> list[Item]:
-    """The items."""
+    """Return the items."""
     found = [
         *(Item(f"duo attention, {name}", functools.partial(duo_attention_dropped, name)) for name in KERNELS),
         Item("loss head", loss_head, seconds=60),

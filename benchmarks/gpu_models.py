@@ -29,7 +29,7 @@ OFF_BY = {torch.float32: 0.02, torch.bfloat16: 0.15}
 
 
 def make_model(variant: str, shape: ModelShape, dtype: torch.dtype, dropout: float = 0.0, **fields: Any) -> nn.Module:
-    """A model on the CPU, in training mode, with random weights that are those of `dtype`."""
+    """Return A model on the CPU, in training mode, with random weights that are those of `dtype`."""
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     config = find(variant).make_config(
         *(None, shape.vocabulary, shape.tokens),
@@ -41,7 +41,7 @@ def make_model(variant: str, shape: ModelShape, dtype: torch.dtype, dropout: flo
 
 
 def token_ids(shape: ModelShape) -> torch.Tensor:
-    """(sequences, tokens) of random ids."""
+    """Return (sequences, tokens) of random ids."""
     size = (shape.sequences, shape.tokens)
     return torch.randint(0, shape.vocabulary, size, generator=torch.Generator().manual_seed(1))
 
@@ -60,7 +60,7 @@ def same_noise() -> Iterator[None]:
 
 
 def loss_and_gradients(model: nn.Module, ids: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
-    """The training loss in nats, and each parameter's gradient, float64 on the CPU."""
+    """Return the training loss in nats, and each parameter's gradient, float64 on the CPU."""
     model.zero_grad()
     with same_noise():
         loss = model(input_ids=ids, labels=ids, skip_logits=True).loss
@@ -89,7 +89,7 @@ def errors(
 
 
 def within(row: Row, own: dict[str, float], allowed: dict[str, float], dtype: torch.dtype) -> Row:
-    """`row` with its `own` errors, what was allowed, and `ok`: whether they are at most that."""
+    """Return `row` with its `own` errors, what was allowed, and `ok`: whether they are at most that."""
     bound = {key: ALLOWED * allowed[key] + FLOOR[dtype] for key in ("loss_error", "grad_error", "worst_error")}
     return {
         **row,
@@ -190,7 +190,7 @@ def by_cudnn(run: Callable[[Day], list[Row]], day: Day) -> list[Row]:
 
 
 def items(day: Day) -> list[Item]:
-    """The items."""
+    """Return the items."""
 
     def exact(name: str, compiled: bool) -> Callable[[Day], list[Row]]:
         return functools.partial(against_float64, name, compiled)

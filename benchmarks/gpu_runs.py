@@ -46,7 +46,7 @@ def python(*words: str | Path, seconds: int = 240) -> str:
 
 
 def train(day: Day, variant: str, folder: Path, *more: str | Path) -> Path:
-    """A short run; its folder."""
+    """Return A short run; its folder."""
     python("train_ds.py", "--variant", variant, *day.scale.run, "--output_dir", folder, *more)
     return folder
 
@@ -58,7 +58,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The exported weights of a run."""
+    """Return the exported weights of a run."""
     return load_file(folder / "model" / "model.safetensors")
 
 
@@ -113,7 +113,7 @@ def exported_and_generating(variant: str, day: Day) -> list[Row]:
 
 
 def curve(variant: str, day: Day) -> list[Row]:
-    """The training losses of a run, by train_ds.py or, without DeepSpeed, by the plain loop."""
+    """Return the training losses of a run, by train_ds.py or, without DeepSpeed, by the plain loop."""
     needs("datasets")
     options: list[str] = [*day.scale.curve, "--report_to", "none"]
     for name, given in (("--dataset", day.dataset), ("--tokenizer", day.tokenizer)):
@@ -154,7 +154,7 @@ def plain_curve(variant: str, options: Sequence[str]) -> list[Row]:
 
 
 def curve_rows(variant: str, how: str, trained: Sequence[tuple[int, float, Any]], eval_loss: float | None) -> list[Row]:
-    """A row for each logged step, of which the last has the validation loss. `ok`: the loss fell, and is finite."""
+    """Return a row per logged step, the last with the validation loss. `ok`: the loss fell, and is finite."""
     rows = [
         {"what": variant, "how": how, "step": step, "loss": loss, "tokens_per_second": speed}
         for step, loss, speed in trained
@@ -166,7 +166,7 @@ def curve_rows(variant: str, how: str, trained: Sequence[tuple[int, float, Any]]
 
 
 def correctness_items(day: Day) -> list[Item]:
-    """The items that ask whether runs are right."""
+    """Return the items that ask whether runs are right."""
     return [
         *(Item(f"{n}, repeated", functools.partial(repeated_and_resumed, n), 120, 400) for n in CURVES),
         *(Item(f"{n}, exported", functools.partial(exported_and_generating, n), 60) for n in CURVES),
@@ -174,5 +174,5 @@ def correctness_items(day: Day) -> list[Item]:
 
 
 def curve_items(day: Day) -> list[Item]:
-    """The items that train a curve each."""
+    """Return the items that train a curve each."""
     return [Item(name, functools.partial(curve, name), 200, 520) for name in CURVES]

@@ -49,17 +49,17 @@ def references_plan(day: Day) -> Plan:
 
 
 def variants_plan(day: Day) -> Plan:
-    """All variants."""
+    """Return all variants."""
     return plan_of(day.scale, tuple(VARIANTS), False, 1)
 
 
 def item_name(case: Case, number: int) -> str:
-    """The item of a case's round."""
+    """Return the item of a case's round."""
     return f"{case.name}, round {number + 1}"
 
 
 def one_round(make_plan: Callable[[Day], Plan], name: str, number: int, day: Day) -> list[Row]:
-    """A round of a case, in a process of its own: its facts, and the seconds of its steps."""
+    """Return A round of a case, in a process of its own: its facts, and the seconds of its steps."""
     plan = make_plan(day)
     own = Measured(next(case for case in plan.cases if case.name == name))
     CACHES.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def one_round(make_plan: Callable[[Day], Plan], name: str, number: int, day: Day
 
 
 def round_items(make_plan: Callable[[Day], Plan], day: Day) -> list[Item]:
-    """An item for each round and case, round by round."""
+    """Return an item for each round and case, round by round."""
     plan = make_plan(day)
     return [
         # the first round compiles
@@ -87,7 +87,7 @@ def round_items(make_plan: Callable[[Day], Plan], day: Day) -> list[Item]:
 
 
 def throughput_rows(plan: Plan, rows: dict[str, list[Row]]) -> list[Row]:
-    """The rows of throughput.py's tables, of the rounds that there are so far."""
+    """Return the rows of throughput.py's tables, of the rounds that there are so far."""
     rounds: dict[str, dict[int, Row]] = {}
     for row in (row for own in rows.values() for row in own):
         rounds.setdefault(row["case"], {})[row["round"]] = row
@@ -109,7 +109,7 @@ def throughput_rows(plan: Plan, rows: dict[str, list[Row]]) -> list[Row]:
 
 
 def throughput_tables(make_plan: Callable[[Day], Plan], day: Day, rows: dict[str, list[Row]]) -> list[Table]:
-    """The tables of throughput.py's page."""
+    """Return the tables of throughput.py's page."""
     return throughput_page.tables(throughput_rows(make_plan(day), rows))
 
 
@@ -151,7 +151,7 @@ def profile(variant: str, day: Day) -> list[Row]:
 
 
 def compiled_together(variant: str, together: int, kernel: str, day: Day) -> list[Row]:
-    """A step with so many blocks compiled together, and the first one, with the compilation.
+    """Return A step with so many blocks compiled together, and the first one, with the compilation.
 
     `kernel`: of duo-predict's attention, as for `duo_attention`.
     """
@@ -186,7 +186,7 @@ def compiled_together(variant: str, together: int, kernel: str, day: Day) -> lis
 
 
 def tuning_items(day: Day) -> list[Item]:
-    """The items of blocks compiled together; and of the kernels of duo-predict's attention, beside the first."""
+    """Return the items of blocks compiled together; and of the kernels of duo-predict's attention, beside the first."""
     asked = [(name, number, KERNELS[0]) for name in PROFILED for number in day.scale.together]
     asked += [("duo_predict", BLOCKS_TOGETHER, kernel) for kernel in KERNELS[1:]]
     return [
@@ -201,7 +201,7 @@ def tuning_items(day: Day) -> list[Item]:
 
 
 def decoding(variant: str, day: Day) -> list[Row]:
-    """The variant's rows of decode.py, and gpt2's of the same rounds."""
+    """Return the variant's rows of decode.py, and gpt2's of the same rounds."""
     return decode.measure(decode_plan(day, [variant]))
 
 
@@ -211,13 +211,13 @@ def decode_plan(day: Day, variants: Sequence[str]) -> decode.Plan:
 
 
 def decode_rows(rows: dict[str, list[Row]]) -> list[Row]:
-    """The rows of decode.py's table: each variant's own, gpt2's of its own item, by batch size."""
+    """Return the rows of decode.py's table: each variant's own, gpt2's of its own item, by batch size."""
     found = [row for name, own in rows.items() for row in own if row["case"] == name]
     return sorted(found, key=lambda row: row["batch"])
 
 
 def decode_tables(rows: dict[str, list[Row]]) -> list[Table]:
-    """The tables of decode.py's page."""
+    """Return the tables of decode.py's page."""
     return decode.tables(decode_rows(rows))
 
 

@@ -56,12 +56,12 @@ CURVE_COLUMNS = (
 
 
 def correctness_items(day: Day) -> list[Item]:
-    """The items of the first stage."""
+    """Return the items of the first stage."""
     return gpu_models.items(day) + gpu_kernels.items(day) + gpu_runs.correctness_items(day)
 
 
 def correctness_tables(rows: dict[str, list[Row]]) -> list[Table]:
-    """The tables of the first stage: models, kernels and dropout, runs."""
+    """Return the tables of the first stage: models, kernels and dropout, runs."""
     every = [row for own in rows.values() for row in own]
     parts = (
         (
@@ -101,7 +101,7 @@ def tuning_items(day: Day) -> list[Item]:
 
 
 def tuning_tables(rows: dict[str, list[Row]]) -> list[Table]:
-    """The tables of blocks and of the loss head."""
+    """Return the tables of blocks and of the loss head."""
     every = [row for own in rows.values() for row in own]
     parts = (
         ("Blocks compiled together", gpu_speed.TOGETHER_COLUMNS, "together"),
@@ -150,10 +150,10 @@ def stages(day: Day) -> dict[str, Stage]:
 
 
 def profile_items(day: Day) -> list[Item]:
-    """The items of the profile."""
+    """Return the items of the profile."""
     return [Item(name, functools.partial(gpu_speed.profile, name), 120, 400, alone=True) for name in gpu_speed.PROFILED]
 
 
 def decoding_items(day: Day) -> list[Item]:
-    """The items of decoding."""
+    """Return the items of decoding."""
     return [Item(name, functools.partial(gpu_speed.decoding, name), 40) for name in VARIANTS]

@@ -41,7 +41,7 @@ class Plan:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
@@ -95,7 +95,7 @@ def parse(argv: list[str] | None = None) -> Plan:
 def tables(
     heads: Sequence[dict[str, Any]], attention: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]
 ) -> list[Table]:
-    """The tables of the page."""
+    """Return the tables of the page."""
     memory = (
         "by torch's allocator"
         if torch.cuda.is_available()

@@ -53,7 +53,7 @@ def missing(alternative: str) -> str | None:
 
 
 def make_loss(alternative: str, weight: nn.Parameter) -> Loss:
-    """The alternative as a function: `hidden` (N, E) and targets (N,) to the summed loss under `weight` (V, E).
+    """Return the alternative as a function: `hidden` (N, E) and targets (N,) to the summed loss under `weight` (V, E).
 
     Raises:
         ValueError: there is no such alternative.
@@ -79,7 +79,7 @@ def make_loss(alternative: str, weight: nn.Parameter) -> Loss:
 
 
 def inputs(shape: Shape, dtype: torch.dtype) -> tuple[nn.Parameter, nn.Parameter, torch.Tensor]:
-    """`hidden` (N, E) as the last norm gives it, `weight` (V, E) as GPT-2's is initialised, targets (N,).
+    """Return `hidden` (N, E) as the last norm gives it, `weight` (V, E) as GPT-2's is initialised, targets (N,).
 
     The values are those of bf16 in every dtype, so that one reference serves all.
     """
@@ -192,7 +192,7 @@ _Processes.register("Trial", Trial)
 def measure(
     shape: Shape, dtypes: Sequence[torch.dtype], compiled: bool, rounds: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """A row for each dtype and alternative. `compiled`: ours by torch.compile too; `say` is told of each row."""
+    """Return A row for each dtype and alternative. `compiled`: ours by torch.compile too; `say` is told of each row."""
     alternatives = [PLAIN, OURS, *([COMPILED] if compiled else []), TORCH, LIGER]
     rows = []
     with tempfile.TemporaryDirectory(prefix="loss-heads-") as folder:

@@ -43,7 +43,7 @@ class Plan:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
     add("--stages", nargs="+", default=list(NAMES), metavar="NAME", help=f"which, of {', '.join(NAMES)} (default: all)")

@@ -27,7 +27,7 @@ CHARTS = {"tokens": "training tokens", "flops": "training FLOPs"}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     head, _, rest = (__doc__ or "").partition("\n\n")
     parser = command_line.Parser(head, rest)
     parser.add_argument("page", type=Path, metavar="PAGE", help="a report.html, or another page that `report` wrote")

@@ -108,7 +108,7 @@ def run_way(way: str, *asked: Any) -> dict[str, float]:
 def measure(
     sizes: Sequence[int], tokenizer: Path, folder: Path, *, block_size: int, processes: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each size of text in MB: ours beside run_clm's way, which take turns, from nothing and once more."""
+    """Return a row per size of text in MB: ours and run_clm's way in turn, from nothing and once more."""
     rows = []
     for megabytes in sizes:
         text = folder / f"{megabytes}.txt"

@@ -41,7 +41,7 @@ class Column:
     scale: float = 1
 
     def show(self, row: dict[str, Any]) -> str:
-        """The value of `row` as text; "-" where there is none."""
+        """Return the value of `row` as text; "-" where there is none."""
         value = row.get(self.key)
         if value is None:
             return "-"
@@ -69,7 +69,7 @@ class Table:
     legend: str = ""
 
     def markdown(self) -> str:
-        """The table with its heading and legend."""
+        """Return the table with its heading and legend."""
         numbers = [all(isinstance(r.get(c.key), (int, float, type(None))) for r in self.rows) for c in self.columns]
         lines = [
             [c.head for c in self.columns],
@@ -110,7 +110,7 @@ def folder(device: str) -> Path:
 
 
 def header(facts: dict[str, Any]) -> str:
-    """`facts` as Markdown."""
+    """Return `facts` as Markdown."""
     commit = facts["commit"] or "not a git checkout"
     state = " with changes that are not committed (dirty)" if facts["dirty"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())

@@ -39,7 +39,7 @@ PASSED_ON = ("size", "block_size", "per_device_train_batch_size", "attn_implemen
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line. Numbers stay strings, so that `parse` can tell all faults at once."""
+    """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(
         __doc__, epilog="Every case runs in a process of its own on one device; several GPUs are not measured."
     )

@@ -26,7 +26,7 @@ class Plan:
 
 
 def make_case(run: Options, dtype: str | None) -> Case:
-    """The variant of `run` as it is trained, in `dtype`; None: in what the DeepSpeed JSON says.
+    """Return the variant of `run` as it is trained, in `dtype`; None: in what the DeepSpeed JSON says.
 
     Where DeepSpeed is not installed, the plain loop stands for its engine.
     """

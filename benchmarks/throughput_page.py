@@ -29,7 +29,7 @@ SHARED_COLUMNS = (
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """The tables of the page."""
+    """Return the tables of the page."""
     measured = [row for row in rows if row["failure"] is None]
     memory = (
         "by torch's allocator" if torch.cuda.is_available() else "the process's resident set, libraries and all (RSS)"

@@ -41,7 +41,7 @@ class Measured:
         return self.facts["positions_per_step"] / statistics.median(seconds)
 
     def row(self) -> dict[str, Any]:
-        """The figures, for the tables."""
+        """Return the figures, for the tables."""
         case, run, facts = self.case, self.case.run, self.facts
         row = {
             "case": case.name,
@@ -82,7 +82,7 @@ class Measured:
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float | None) -> float | None:
-    """The part of the device's `peak` FLOP/s that training makes use of; None where the peak is not known."""
+    """Return the part of the device's `peak` FLOP/s that training makes use of; None where the peak is not known."""
     return None if peak is None else tokens_per_second * flops_per_token / peak
 
 

@@ -121,13 +121,13 @@ def load_run(folder: Path):
 
 
 def decode(blocks: BlockDataset, num_blocks: int, tokenizer) -> str:
-    """The text of the first `num_blocks` blocks."""
+    """Return the text of the first `num_blocks` blocks."""
     ids = blocks.__getitems__(list(range(num_blocks)))["input_ids"]
     return tokenizer.decode(ids.flatten().tolist(), clean_up_tokenization_spaces=False)
 
 
 def read(file: Path) -> str:
-    """The text in `file`. Raises ValueError if there is none."""
+    """Return the text in `file`. Raises ValueError if there is none."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
@@ -135,7 +135,7 @@ def read(file: Path) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/gpt2")
     parser.add_argument("--output_dir", type=Path, required=True, help="where to write the tasks")
