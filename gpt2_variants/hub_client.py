@@ -153,7 +153,7 @@ def attempt(do: Callable[[], T]) -> T:
                 cause = err.__cause__ if type(err) is RuntimeError and isinstance(err.__cause__, Exception) else err
                 if wait is None or not _may_pass(cause):
                     raise PushError(_line(cause)) from err
-                print(f"note: the Hub: {_line(cause)}; again in {wait:.0f} s", file=sys.stderr)
+                print(f"note: the Hub: {_line(cause)}; trying again in {wait:.0f} s", file=sys.stderr)
                 time.sleep(wait)
     finally:
         logging.set_verbosity(verbosity)

@@ -110,7 +110,7 @@ def test_every_seed_of_every_variant_is_trained_once_and_reported(faked, words, 
     expected = [f"runs/{name}/seed-{seed}" for name in ("drift", "gpt2") for seed in (42, 43, 44)]
     assert trained(root) == expected
     said = capsys.readouterr()
-    assert "gpt2, which all are compared with, is trained too" in said.err
+    assert "gpt2 is trained too: all are compared with it" in said.err
     assert re.search(r"6 runs to train, \S+ FLOPs, about \S+ hours \(.*measured\), \S+ GiB on disk", said.err)
     assert (root / "report/report.html").is_file()
     assert "python -m gpt2_variants compare" in (root / "report/report.html").read_text()
@@ -180,7 +180,7 @@ def test_dry_run_says_what_it_would_take_and_trains_nothing(faked, words, tmp_pa
         (["--learning_rates", "x", "1e-3"], "--learning_rates x: not a number above 0"),
         (["--learning_rates", "1", "2", "--learning_rate", "1"], "--learning_rate: leave it out, or --learning_rates"),
         (["--sizes", "huge"], "--sizes huge: not known; one of pico, nano"),
-        (["--sizes", "pico", "nano"], "--sizes: of several, say the rates"),
+        (["--sizes", "pico", "nano"], "--sizes: several need --learning_rates"),
         (["--task", "2/2"], "--task 2/2: I/N is needed"),
         (["--tokens_per_parameter", "2"], "--max_steps: leave it out, or --tokens_per_parameter"),
         (["--variant", "gpt2"], "--variant: not an option of compare; give --variants"),

@@ -101,7 +101,7 @@ def test_seeds_that_one_side_lacks_stand_in_no_pair_and_that_is_said(tmp_path):
     base = make_seeds(tmp_path, "gpt2", [4.0, 4.4, 4.2, 9.0])
     v = judged(*base, *make_seeds(tmp_path, "drift", [9.0, 3.9, 4.31], first=0)[1:])
     assert (v.at_tokens.estimate.n, v.at_tokens.estimate.mean) == (2, pytest.approx(-0.095))
-    assert v.notes == ["Compared by pairs of seeds: of gpt2 3, 4 stand in none."]
+    assert v.notes == ["They are compared by pairs of seeds; gpt2's 3, 4 are in none."]
     # one seed in common is no pair of pairs
     apart = judged(*base, *make_seeds(tmp_path / "apart", "drift", [4.0, 4.1, 4.2], first=4))
     assert not apart.at_tokens.estimate.paired
@@ -155,7 +155,10 @@ def test_the_words_of_what_was_not_told_name_what_was_not_found_and_what_it_woul
     text = text_of([*base, *ours])
     assert words in text
     ends = "as at equal data. At equal time (40 s of training on the same machine) as at equal data."
-    assert f"about {n} seeds of each would tell a difference of the size seen, in every second case. At equal" in text
+    assert (
+        f"with about {n} seeds of each, a difference of the size seen would be found in every second case. At equal"
+        in text
+    )
     assert f"At equal cost (2e6 training FLOPs) {ends}" in text
 
 
@@ -351,7 +354,7 @@ def test_memory_says_which_memory(tmp_path, text_of):
     gpu = make_run(tmp_path / "b", "drift", starts=[{"world_size": 1, "device": "NVIDIA H100"}])
     words = ("the resident set of the process, on a CPU", "GPU memory by torch's allocator, of the first process")
     for folders, word in (([cpu], words[0]), ([gpu], words[1]), ([cpu, gpu], "GPU memory on a GPU, the resident set")):
-        assert f"Peak memory: {word}" in text_of(folders, tmp_path / "out")
+        assert f"Peak memory is {word}" in text_of(folders, tmp_path / "out")
     assert row(text_of([cpu]), "Cost", "gpt2")[3:6] == ["50", "1.00", "40"]
 
 

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         faults.append(f"{', '.join(twice)}: leave it out, or --tokens_per_parameter")
     if len(arguments.sizes) > 1 and not rates and training.learning_rate is None:
         faults.append(
-            "--sizes: of several, say the rates: --learning_rates to choose each variant's, or --learning_rate"
+            "--sizes: several need --learning_rates, from which each variant's is chosen, or one --learning_rate"
         )
 
     from ..compare import Entry, Experiment, compare
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     if faults:
         raise UsageError(faults)
     if not any(entry.is_baseline for entry in entries):
-        print(f"{BASELINE}, which all are compared with, is trained too", file=sys.stderr)
+        print(f"{BASELINE} is trained too: all are compared with it", file=sys.stderr)
         entries.insert(0, Entry(BASELINE))
     entries.sort(key=lambda entry: not entry.is_baseline)
     seeds = tuple(range(numbers["seed"], numbers["seed"] + numbers["seeds"]))
@@ -191,7 +191,7 @@ def _places(arguments: argparse.Namespace, faults: list[str]) -> tuple[int, int]
             "gpus_per_run",
             int,
             lambda v: 0 <= v <= here,
-            f"0 to {here} is allowed: so many are here",
+            f"0 to {here} is allowed: this machine has so many",
             faults,
         )
     most = here // gpus if gpus else None

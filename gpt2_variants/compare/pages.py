@@ -70,12 +70,12 @@ def _tuning_at(size: str | None, choices: Mapping[Entry, Choice]) -> Section:
         rows.append([entry.label, *cells, "-" if choice.rate is None else f"{choice.rate:g}"])
         edges += [entry.label] if choice.edge else []
     words = (
-        "Every variant had the same learning rates on the same seed, which is none of those that are reported; the "
-        "rate of its lowest validation loss is the one that it is reported at."
+        "Every variant was tried at the same learning rates on the same seed, which is not reported. It is reported at "
+        "the rate of its lowest validation loss."
     )
     paragraphs = [words]
     if edges:
-        paragraphs.append(f"At the edge of what was tried lies the best rate of {', '.join(edges)}.")
+        paragraphs.append(f"The best rate of {', '.join(edges)} lies at the edge of what was tried.")
     name = f"tuning{f'-{size}' if size else ''}"
     title = f"The learning rate of each{f', at {size}' if size else ''}"
     head = ("variant", *(f"{rate:g}" for rate in rates), "chosen")
@@ -125,8 +125,8 @@ def _ladder(experiment: Experiment) -> list[Section]:
         sentences += [_said(entry, found.growth)]
         if found.beyond:
             sentences.append(
-                f"At {', '.join(found.beyond)} some loss of {entry.label} is lower than any of GPT-2's: its line is "
-                "followed beyond its end there."
+                f"At {', '.join(found.beyond)} a loss of {entry.label} is lower than any of GPT-2's; there GPT-2's "
+                "line is extended beyond its last run."
             )
     law = PowerLaw.fit([point for of_seed in baseline.values() for point in of_seed.values()])
     words = (
@@ -136,12 +136,12 @@ def _ladder(experiment: Experiment) -> list[Section]:
     )
     if len(experiment.sizes) == 2:
         words += (
-            " Through two sizes any curve can be laid: that the law is a line is assumed, and not in the intervals."
+            " Any line fits two sizes: that the law is a line is an assumption, which the intervals do not include."
         )
     head = ("variant", *(size for size in experiment.sizes if size), "per tenfold compute")
     legend = (
-        "Times, with its 95 % interval over the seeds (Student's t of the logarithm), of each variant alone; in the "
-        "last column how it changes."
+        "The multiplier of each variant by itself, with its 95 % interval over the seeds (Student's t of the "
+        "logarithm); the last column says how it changes with size."
     )
     table = Table("Compute multiplier", "l" + "r" * (len(head) - 1), head, rows, legend)
     figure = ("ladder", "Validation loss over training FLOPs", "One point a run.", _ladder_chart(points, law))

@@ -99,7 +99,7 @@ class Session:
         for trial in trials:
             try:
                 plan, folder = self.plan(trial), self.experiment.output_dir / trial.folder
-                cure = "give another folder, or the options of then"
+                cure = "give another folder, or the options that it was trained with"
                 for difference in differences(folder, plan):
                     lines[f"--output_dir {folder}: was trained with {difference}; {cure}"] = None
             except UsageError as err:
@@ -179,7 +179,7 @@ def compare(experiment: Experiment, dry_run: bool = False) -> int:
     try:
         _run(session, tuning)
     except Stopped as err:
-        say(f"stopped by {err}: the same command goes on")
+        say(f"stopped by {err}; the same command goes on from here")
         return 128 + err.number
     return _finish(session)
 

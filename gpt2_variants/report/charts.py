@@ -62,7 +62,7 @@ CHARTS = (
     _Chart(
         "training",
         "Training loss of the next token",
-        "With dropout, where there is any.",
+        "It is taken with dropout, where there is any.",
         "training",
         "next_token_loss",
         "nats per token",
@@ -115,12 +115,12 @@ def curves_of(groups: Sequence[Group]) -> Curves:
     notes = []
     if any(len(group.runs) > 1 for group in groups):
         notes.append(
-            "A line of several runs is their mean, and the band reaches from the least of them to the greatest."
+            "Where there are several runs, the line is their mean, and the band reaches from the least to the greatest."
         )
     if len(groups) > drawing.MOST_TOGETHER:
         notes.append("A chart of more than six lines has a panel for each, in which the baseline's line stands too.")
     if len({group.machine for group in groups}) > 1:
-        notes.append("Against time the curves compare between runs on the same machine only.")
+        notes.append("Against time, compare the curves of runs on the same machine only.")
     legend = [(style, group.label + _runs_of(group)) for group, style in zip(groups, styles, strict=True)]
     return Curves(AXIS_NAMES, legend, notes, charts)
 
@@ -139,7 +139,7 @@ def _charts_of_streams(
         found.append((chart, [(group, style) for group, style in styled if stream in group.streams]))
     for n, streams in enumerate(dict.fromkeys(group.streams for group in groups if group.streams)):
         title = f"Training loss of next token and {' and '.join(stream.name for stream in streams)} together"
-        caption = "Over the predictions of all streams, each weighed as the loss that is trained weighs it."
+        caption = "The mean over the predictions of all streams, weighed as in the loss that is trained."
         chart = _Chart(f"training-together-{n}", title, caption, "training", "loss", "nats per prediction")
         found.append((chart, [(group, style) for group, style in styled if group.streams == streams]))
     return found

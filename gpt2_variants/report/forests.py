@@ -13,9 +13,9 @@ TITLES = {
     "time": ("At equal time", "Both have trained as long on the same machine."),
 }
 HOW_TO_READ = (
-    "The line is the 95 % interval of the difference in validation loss. Filled: told from chance after all "
-    "comparisons of this chart are counted, a circle better and a square worse. Hollow: undecided. No mark: "
-    "too few seeds for an interval."
+    "The line is the 95 % interval of the difference in validation loss. A filled mark is a difference that is told "
+    "from chance after all comparisons of this chart are counted: a circle is better, a square is worse. A hollow mark "
+    "is undecided. Without a mark there are too few seeds for an interval."
 )
 
 

@@ -27,7 +27,7 @@ def notes_on(group: Group, baseline: Group, same_machine: bool) -> list[str]:
     for group_of, run in ((group, ours), (baseline, theirs)):
         if run.plan.get("load_best_model_at_end"):
             notes.append(
-                f"{group_of.label} exports the weights of its best evaluation; the differences here are of its curve."
+                f"{group_of.label} exports the weights of its best evaluation; differences here are of its curve."
             )
     if not same_machine:
         notes.append("They did not run on the same machine: time, speed and memory are not compared.")
@@ -81,7 +81,7 @@ def note_on_pairs(group: Group, baseline: Group) -> list[str]:
     """Return notes on seeds that stand in no pair, where groups were compared by pairs of seeds."""
     seeds = [{run.seed for run in side.runs} for side in (group, baseline)]
     return [
-        f"Compared by pairs of seeds: of {side.label} {', '.join(map(str, sorted(left, key=str)))} stand in none."
+        f"They are compared by pairs of seeds; {side.label}'s {', '.join(map(str, sorted(left, key=str)))} are in none."
         for side, left in ((group, seeds[0] - seeds[1]), (baseline, seeds[1] - seeds[0]))
         if left
     ]

@@ -103,13 +103,14 @@ def quality_table(groups: Sequence[Group]) -> Table:
         )
     head = ("run", "n", "loss", "perplexity", "accuracy", "of unigram", "steps", "tokens", "training FLOPs")
     legend = (
-        "Of the last evaluation, on validation text: loss in nats per token, its exp, the part of the tokens predicted "
-        "right; each token given its past alone. n: runs that differ in the seed only; the figures are their mean ± "
-        "sample standard deviation, and in brackets the 95 % interval of the mean by Student's t. Of unigram: the "
-        "perplexity over that of a model which knows the tokens' frequencies alone."
+        "The figures are of the last evaluation on validation text: the loss in nats per token, its exponential, and "
+        "the share of tokens that are predicted right, each from its past alone. n is the number of runs, which differ "
+        "in the seed only; the figures are their mean ± sample standard deviation, and in brackets the 95 % interval "
+        "of the mean by Student's t. Of unigram: the perplexity over that of a model which knows only how frequent "
+        "each token is."
     )
     if any(not group.finished for group in groups):
-        legend += " Runs that are not finished stand alone, with the last that they logged."
+        legend += " A run that is not finished stands by itself, with the last figures that it logged."
     return Table("Validation", "lrrrrrrrr", head, rows, legend)
 
 
@@ -149,9 +150,9 @@ def cost_table(groups: Sequence[Group]) -> Table:
     }.get(frozenset(kinds), "GPU memory on a GPU, the resident set of the process on a CPU")
     head = ("run", "parameters", "FLOPs per token", "tokens/s", "peak memory, GiB", "training, s", "machine")
     legend = (
-        "FLOPs per token: of training, forward and backward, per token of data. Tokens/s: the median of those logged. "
-        f"Peak memory: {memory}. Training: without evaluations and checkpoints. Tokens/s, memory and time compare "
-        "between runs on the same machine only."
+        "FLOPs per token are those of training, forward and backward, per token of data. Tokens/s is the median of "
+        f"those logged. Peak memory is {memory}. The time of training leaves out evaluations and checkpoints. Compare "
+        "tokens/s, memory and time of runs on the same machine only."
     )
     return Table("Cost", "lrrrrrl", head, rows, legend)
 
@@ -167,19 +168,22 @@ def against_tables(verdicts: Sequence[Verdict]) -> list[Table]:
     ]
     head = ("run", "against", "at equal", "place", "seeds", "loss, nats", "perplexity", "p", "verdict")
     legend = (
-        "Below 0 is better than the baseline. At equal tokens, training FLOPs or seconds of training on the same "
-        "machine: the most that both reached; of groups that differ in the length of their schedule alone, those whose "
-        "ends lie nearest to one another. Cut: read before the end of a run's schedule, its loss interpolated between "
-        "evaluations. In brackets the 95 % interval of Student's t over the seeds: of the differences between pairs of "
-        "one seed, where both saw the same data in the same order, else by Welch's t. P: of no difference, adjusted by "
-        "Holm for all comparisons of this table at one measure; below 0.05 the verdict is better or worse."
+        "Below 0 is better than the baseline. Both are compared at the most tokens, training FLOPs or seconds of "
+        "training on the same machine that both reached; of groups that differ in the length of their schedule alone, "
+        "those are taken whose ends lie nearest to one another. Cut means that a run is read before the end of its "
+        "schedule, its loss interpolated between evaluations. In brackets stands the 95 % interval over the seeds: by "
+        "Student's t of the differences between pairs of one seed, where both saw the same data in the same order, "
+        "else by Welch's t. p is that of no difference, adjusted by Holm for all comparisons of this table at one "
+        "measure; below 0.05 the verdict is better or worse."
     )
     costs = ("flops_per_token", "tokens_per_second", "peak_memory", "seconds")
     ratios = [[v.group.name, v.baseline.name, *(number(v.ratios[cost], ".2f") for cost in costs)] for v in verdicts]
     cost_head = ("run", "against", "FLOPs per token", "tokens/s", "memory", "time")
     return [
         Table("Against the baseline", "lllrlrrrl", head, rows, legend),
-        Table("Times the baseline's cost", "llrrrr", cost_head, ratios, "1.50: half as much again as the baseline."),
+        Table(
+            "Times the baseline's cost", "llrrrr", cost_head, ratios, "1.50 means half as much again as the baseline."
+        ),
     ]
 
 

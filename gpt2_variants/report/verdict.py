@@ -90,8 +90,8 @@ def sentence(found: Difference) -> str:
         alone = estimate.p is not None and estimate.p < ALPHA
         why = f"; alone it would be told from chance, among {found.comparisons} comparisons it is not" if alone else ""
         return (
-            f"undecided: no difference larger than {largest:.4f} nats found (loss {nats}, {p}{why}); {number} seeds of "
-            "each would tell a difference of the size seen, in every second case"
+            f"undecided: no difference larger than {largest:.4f} nats found (loss {nats}, {p}{why}); with {number} "
+            "seeds of each, a difference of the size seen would be found in every second case"
         )
     percent = with_interval(found.percent, found.percent_low, found.percent_high, ".1f")
     return f"{found.word}: perplexity {percent} %, loss {nats}, {p}"
