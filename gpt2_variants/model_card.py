@@ -1,7 +1,6 @@
 """The page that a pushed model shows on the Hub: what it is, how well it does, how it was trained, how to load it."""
 
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def _idea(variant: Variant) -> str:
     """Return the difference from GPT-2, as the head of the model's own file tells it; nothing for the baseline."""
     paragraphs = (inspect.getdoc(inspect.getmodule(variant.model_class)) or "").split("\n\n")
     told = [p for p in paragraphs if p.startswith("What differs")]
-    return re.sub(r" \(`variants\.md`[^)]*\)", "", "\n\n".join(told))
+    return "\n\n".join(told)
 
 
 def _figures(facts: dict[str, Any], source: SourceName) -> str:

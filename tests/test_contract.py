@@ -84,7 +84,7 @@ def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_pat
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
 
 
-# variants.md, the table of the published runs; a variant that is not published has no entry
+# as published, or by the formulae of gpt2_variants/models/MATHEMATICS.md
 PARAMETERS = {
     "gpt2": 354_823_168,
     "drift": 354_872_320,

@@ -14,7 +14,7 @@ from gpt2_variants.models.flash_duo_attention import FlashDuoAttention
 
 
 def visible(num_tokens: int, neighbour: bool) -> torch.Tensor:
-    """The dense mask, (2S-1, 2S-1), entry by entry from variants.md, section 3."""
+    """The dense mask, (2S-1, 2S-1), entry by entry as gpt2_variants/models/duo_predict.md says it."""
     length = 2 * num_tokens - 1
     mask = torch.zeros(length, length, dtype=torch.bool)
     for query in range(length):

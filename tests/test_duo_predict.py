@@ -14,7 +14,7 @@ from gpt2_variants.models.modeling_duo_predict import DuoPredictGPT2Config, DuoP
 def reference_logits(model, ids: list[int]) -> tuple[list, list]:
     """Logits of t_1..t_S and m_1..m_{S-1} for one sequence, by plain loops over the interleaved layout, in float64.
 
-    Written from variants.md, section 3, with nothing of the implementation but the weights.
+    Written from gpt2_variants/models/duo_predict.md, with nothing of the implementation but the weights.
     """
     w = {name: p.detach().double() for name, p in model.named_parameters()}
     c = model.config

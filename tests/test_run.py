@@ -42,7 +42,7 @@ def faults(ask, *more: str) -> list[str]:
 
 
 def test_the_seed_preset_is_the_recipe():
-    """experimental_setup.md, field by field."""
+    """The recipe of gpt2_variants/training/README.md, field by field."""
     asked = resolve(Options(variant="gpt2", preset="seed"))
     assert (asked.dataset, asked.size, asked.num_train_epochs, asked.warmup_ratio) == (
         "wikitext-103",

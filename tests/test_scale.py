@@ -45,7 +45,7 @@ def test_the_jsons_differ_in_their_zero_section_alone():
 
 @pytest.mark.parametrize("name", JSONS)
 def test_a_json_holds_the_recipe_on_any_number_of_gpus(name):
-    """experimental_setup.md; `resolve_ds_config` has DeepSpeed's own classes check each."""
+    """The recipe of gpt2_variants/training/README.md; `resolve_ds_config` has DeepSpeed's own classes check each."""
     asked = resolve(Options(variant="gpt2", preset="seed", deepspeed_config=name))
     for world in (1, 2, 8, 64):
         config = resolve_ds_config(asked, world, total_steps=8910)
