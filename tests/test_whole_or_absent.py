@@ -71,9 +71,7 @@ def save(monkeypatch):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    return lambda root, step, keep=2, keep_too=None: checkpoint.save(
-        Engine(), root, step, {}, {"cut": {}}, keep, keep_too, describe, 1
-    )
+    return lambda root, step, keep=2: checkpoint.save(Engine(), root, step, {}, {"cut": {}}, keep, (), describe, 1)
 
 
 def steps(root: Path) -> list[int]:

@@ -11,6 +11,7 @@ from .. import drawing
 from .groups import Group, streams_of
 from .runs import AXES
 
+DRAWN = 1e100  # what is larger, as of a run that diverged, or is no number, has no place on an axis
 MOST_POINTS = 200  # of a curve of training losses; more are averaged, which a chart this small shows as well
 
 
@@ -26,7 +27,7 @@ def _curve(group: Group, axis: str, chart: "_Chart", style: drawing.Style) -> dr
     by_step: list[dict[int, tuple[float, float]]] = []
     for run in group.runs:
         placed = [(r["step"], run.place(r, axis), _value(group, r, chart.key)) for r in getattr(run, chart.records)]
-        by_step.append({step: (x, y) for step, x, y in placed if x is not None and y is not None})
+        by_step.append({step: (x, y) for step, x, y in placed if x is not None and y is not None and abs(y) < DRAWN})
     steps = sorted(set.intersection(*map(set, by_step)))
     if not steps:
         return None

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +46,7 @@ def save(
     client_state: dict[str, Any],
     manifest: dict[str, Any],
     keep: int,
-    keep_too: int | None,
+    keep_too: Collection[int],
     describe_model: Callable[[Path], None],
     at_least_bytes: int,
 ) -> None:
@@ -58,7 +58,7 @@ def save(
         describe_model: writes what the weights alone do not tell (config, tokenizer) to the folder it is given, so that
             a model can be made of the checkpoint alone. Called on rank 0.
         keep: how many checkpoints stay: the newest.
-        keep_too: the step of one that stays beside them.
+        keep_too: the steps of those that stay beside them.
         at_least_bytes: what the checkpoint surely takes on the disk.
 
     Raises:
@@ -117,8 +117,8 @@ def _sha256(f: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _prune(root: Path, keep: int, keep_too: int | None) -> None:
-    others = [path for path in root.glob("step-*") if keep_too is None or path.name != name_of(keep_too)]
+def _prune(root: Path, keep: int, keep_too: Collection[int]) -> None:
+    others = [path for path in root.glob("step-*") if path.name not in map(name_of, keep_too)]
     for old in sorted(others)[:-keep]:
         remove_aside(old)
 
@@ -174,8 +174,13 @@ def mark_not_finite(root: Path, first_step: int, why: str) -> list[str]:
     """
     marked = [path for path in sorted(root.glob("step-*")) if path.name >= name_of(first_step)]
     for path in marked:
-        write_aside(path / NOT_FINITE, f"{why}\n")
+        mark(path, f"from it {why}")
     return [path.name for path in marked]
+
+
+def mark(checkpoint: Path, why: str) -> None:
+    """Mark a checkpoint, so that `newest_valid` passes over it; `why` in words."""
+    write_aside(checkpoint / NOT_FINITE, f"{why}\n")
 
 
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
@@ -184,7 +189,8 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
     for checkpoint in sorted(root.glob("step-*"), reverse=True):
         fault = fault_of(checkpoint)
         if fault is None and (marker := checkpoint / NOT_FINITE).is_file():
-            fault = f"from it {marker.read_text(encoding='utf-8').strip()}"
+            why = marker.read_text(encoding="utf-8", errors="replace").strip()
+            fault = why if why.startswith(("from it ", "its ")) else f"from it {why}"  # as versions of before wrote it
         if fault is None:
             return checkpoint, passed_over
         passed_over.append(f"checkpoint {checkpoint}: {fault}; passed over")

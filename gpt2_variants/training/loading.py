@@ -15,7 +15,7 @@ from ..folders import TEMPORARY
 
 
 @contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
+def weights_only() -> Iterator[None]:
     """While inside, `torch.load` reads tensors, plain types and DeepSpeed's own only, though DeepSpeed asks for all.
 
     A file that would run other code on being read raises `pickle.UnpicklingError`.
@@ -38,7 +38,7 @@ def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
     Raises:
         pickle.UnpicklingError: a file holds more than tensors and plain values; nothing of it was run.
     """
-    with _weights_only():
+    with weights_only():
         # the schedule is not loaded: it may be another one from here on
         path, client_state = engine.load_checkpoint(
             str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False
@@ -64,7 +64,7 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
         with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            with _weights_only():
+            with weights_only():
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     weights.pop("lm_head.weight", None)
     # Cloned: they are views of a few flat tensors, and what shares storage is taken for tied on saving.
@@ -73,7 +73,7 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
 
 def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
     """From a file of ZeRO stage 0, which holds the masters by parameter group, without names."""
-    with _weights_only():
+    with weights_only():
         states = torch.load(file, map_location="cpu", weights_only=True)
     weights = {name: weight for name, weight in states["module"].items() if name != "lm_head.weight"}
     if all(weight.dtype == torch.float32 for weight in weights.values()):
@@ -125,7 +125,7 @@ def _convert_to_universal(checkpoint: Path, universal: Path) -> None:
         inject_missing_state=True,
     )
     with (
-        _weights_only(),
+        weights_only(),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),

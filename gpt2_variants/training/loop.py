@@ -29,6 +29,7 @@ from .outcome import NOT_FINITE, NonFiniteLoss, Trained, say_interrupted, say_no
 from .progress import Progress
 from .resume import Start
 from .seeds import rng_state, seed_everything, set_rng_state
+from .soundness import out_of_range
 from .stopping import Stopper
 
 
@@ -60,6 +61,8 @@ class Loop:
         self.metrics: JsonlTracker | None = None  # on rank 0
         self.first_bad_step = torch.zeros((), dtype=torch.long, device=self.engine.device)
         self.last_figures: dict[str, float] = {}
+        self.losses: list[dict[str, Any]] = []  # "step" and "loss", as logged
+        self.last_sound: int | None = None  # the last step that was saved whose loss was in range
         self.best: dict[str, Any] = {}  # step and figures of the best evaluation so far
 
     def run(self) -> Trained:
@@ -215,6 +218,7 @@ class Loop:
                 "peak_memory_bytes": peak_memory_bytes(),
             }
         )
+        self.losses.append({"step": self.step, "loss": means["loss"]})
         left = self.plan.total_steps - self.step
         tokens_left = left * self.plan.train_batch_size * self.plan.block_size
         progress.show(self.step, means["loss"], speed, tokens_left)
@@ -269,10 +273,16 @@ class Loop:
                 "record": {name: fact for name, fact in self.record.facts.items() if name != "plan"},
             },
             keep=self.plan.save_total_limit,
-            keep_too=self.best.get("step"),
+            keep_too=self._kept_too(),
             describe_model=self._describe_model,
             at_least_bytes=12 * self.plan.num_parameters,  # float32 masters and AdamW's two moments, at least
         )
+
+    def _kept_too(self) -> set[int]:
+        """Steps of checkpoints that are not deleted: of the best evaluation, and the last before a divergence."""
+        if out_of_range(self.losses, self.step) is None:
+            self.last_sound = self.step
+        return {step for step in (self.best.get("step"), self.last_sound) if step not in (None, self.step)}
 
     def _describe_model(self, folder: Path) -> None:
         self.data.tokenizer.save_pretrained(folder)
@@ -283,7 +293,7 @@ class Loop:
         with reapply(self.engine, self.plan.ds_config, self.start.step):
             state = (loading.load_universal if self.universal else loading.load)(self.engine, path)
         self.masters.refresh()
-        self.step = state["step"]
+        self.step = self.last_sound = state["step"]
         self.clock = Stopwatch(state["elapsed_seconds"])
         self.last_figures = state.get("figures", {})
         if self.plan.load_best_model_at_end:

@@ -11,9 +11,10 @@ import torch
 
 from ..config.plan import Plan
 from ..config.presets import RECIPE
-from ..folders import FolderLock
+from ..folders import CHECKPOINTS, METRICS, FolderLock
 from ..records import RunRecord
 from . import checkpoint
+from .soundness import pass_over_ruined
 
 NOT_FINITE = 3  # exit code: training stopped itself
 
@@ -58,11 +59,13 @@ def say_interrupted(record: RunRecord, signal_number: int, step: int, plan: Plan
 def say_not_finite(record: RunRecord, err: NonFiniteLoss, folder: Path, plan: Plan) -> None:
     """Record it, and say how to go on: from before the weights that gave that loss, at a lower rate. On rank 0.
 
-    The checkpoint of those weights is marked and passed over: from it the same loss would come again.
+    The checkpoint of those weights is marked and passed over: from it the same loss would come again. So are those
+    before it that are not sound any more (`soundness`): the loss that is not finite comes some steps after the ruin.
     """
-    root = folder / "checkpoints"
+    root = folder / CHECKPOINTS
     marked = checkpoint.mark_not_finite(root, err.step - 1, str(err))
     passed = f"; {', '.join(marked)}, whose weights gave it, is passed over" if marked else ""
+    passed += "".join(f"; {line}" for line in pass_over_ruined(root, folder / METRICS))
     record.update(status="failed", reason=f"{err}{passed}", not_finite_at=err.step)
     rate = RECIPE["lr"] if plan.learning_rate is None else min(plan.learning_rate / 10, 1e-3)
     again = f"--resume_from_checkpoint auto --output_dir {shlex.quote(str(folder))} --learning_rate {rate:g}"
