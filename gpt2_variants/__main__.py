@@ -8,7 +8,8 @@ from .commands import COMMANDS
 from .config.command_line import Parser
 from .data import DataError
 from .ending import end_with
-from .faults import UsageError
+from .faults import RunError, UsageError
+from .folders import disk_fault, reason_of
 from .train_command import main as train
 
 _PROGRAM = "python -m gpt2_variants"
@@ -66,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as err:
+        if isinstance(err, RunError) or disk_fault(err):
+            print(f"error: {reason_of(err)}", file=sys.stderr)
+            return 1
+        raise
     return code or 0
 
 

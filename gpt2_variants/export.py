@@ -56,14 +56,18 @@ def export(
     disable_progress_bar()
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    if variant.code is not None:
-        variant.code.travel_to(aside)
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = block_size
-    tokenizer.save_pretrained(aside)
-    if (mask_token_id := getattr(config, "mask_token_id", None)) is not None:
-        _add_mask(tokenizer, mask_token_id, aside)
+    try:
+        model.save_pretrained(aside)
+        if variant.code is not None:
+            variant.code.travel_to(aside)
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_max_length = block_size
+        tokenizer.save_pretrained(aside)
+        if (mask_token_id := getattr(config, "mask_token_id", None)) is not None:
+            _add_mask(tokenizer, mask_token_id, aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk its room is needed
+        raise
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)  # of an export that was killed while it removed it

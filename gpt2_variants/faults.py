@@ -1,4 +1,4 @@
-"""What is wrong with what was asked for, told in lines."""
+"""What is wrong with what was asked for, and what failed though nothing was: told in lines."""
 
 
 class UsageError(ValueError):
@@ -7,3 +7,7 @@ class UsageError(ValueError):
     def __init__(self, lines: list[str]):
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+class RunError(RuntimeError):
+    """What could not be done for no fault in what was asked, such as writing to a full disk: one clear line."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from .faults import RunError
+
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"  # of each checkpoint
@@ -127,6 +129,13 @@ def disk_fault(error: BaseException) -> str | None:
     return None
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a run ended by `error`, in a line, for its record."""
+    if isinstance(error, RunError):
+        return str(error)
+    return disk_fault(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 _REFUSED = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the disk quota is used up", "make room, or ask for more"),
@@ -184,3 +193,9 @@ class FolderLock:
         file.flush()
         self._file = file
         return None
+
+    def release(self) -> None:
+        """Let others in, before this process ends."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,5 +1,6 @@
 """What a run hands on: a folder that `from_pretrained` loads without this package."""
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -16,8 +17,8 @@ from .config.saved_plan import saved_plan
 from .config.saved_run import run_folder_of
 from .data import open_tokenizer
 from .export import export
-from .faults import UsageError
-from .folders import holds_run, new_folder_faults
+from .faults import RunError, UsageError
+from .folders import disk_fault, holds_run, new_folder_faults, reason_of, write_aside
 from .model_card import write_card
 from .pictures import save_png
 from .records import RunRecord, cure, status_of
@@ -27,14 +28,18 @@ from .variant_code import VariantError, of_run
 
 
 def finish(run: Options, trained: Any) -> None:
-    """Export a finished run to `model/`, and say so in `run.json`."""
+    """Export a finished run to `model/`, and say so in `run.json`. Raises `RunError` where the disk is full."""
     folder = Path(run.output_dir)
-    record = RunRecord(folder, writes=True)
+    record = trained.record
     try:
         variant = of_run(folder, record.facts["plan"])  # as it was trained, whatever became of its file
         export(variant, trained.config, trained.state_dict, trained.tokenizer, run.block_size, folder / "model")
     except BaseException as err:
-        record.update(status="failed", reason=f"export: {type(err).__name__}: {err}".splitlines()[0])
+        with contextlib.suppress(OSError):
+            record.update(status="failed", reason=f"export: {reason_of(err)}")
+        if what := disk_fault(err):
+            again = f"--resume_from_checkpoint {shlex.quote(str(folder))} exports it"
+            raise RunError(f"{folder}: trained to its end, but not exported: {what}, then {again}") from err
         raise
     record.update(status="finished", reason=None)
 
@@ -106,7 +111,7 @@ def _add_card(record: RunRecord, model: Path, name: str) -> str:
     except UsageError as err:
         pictures = []
         print(f"note: the model card has no pictures: {'; '.join(err.lines)}", file=sys.stderr)
-    card.write_text(write_card(run_folder, name, pictures), encoding="utf-8")
+    write_aside(card, write_card(run_folder, name, pictures))
     return _digest(card)
 
 

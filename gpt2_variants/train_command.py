@@ -1,6 +1,8 @@
 """Training as a command: `train_ds.py`, and `train` of `python -m gpt2_variants` and of `gpt2-variants`."""
 
 import functools
+import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -50,7 +52,28 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         if main_rank():
             print("interrupted before the first step", file=sys.stderr)
         return 130
+    except Exception as err:
+        return _failed(err)
     return _hand_on(run, trained) if trained.finished else trained.exit_code
+
+
+def _failed(err: Exception) -> int:
+    """Say in a line what failed though nothing was wrong with what was asked; raise `err` where it is not that."""
+    from .faults import RunError
+    from .folders import disk_fault, reason_of
+    from .ranks import main_rank
+
+    if isinstance(err, RunError):
+        line = str(err)
+    elif disk_fault(err):
+        line = f"{reason_of(err)}, then go on with --resume_from_checkpoint auto"
+    elif isinstance(err, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(err)):
+        line = "another rank has ended, which says why; then go on with --resume_from_checkpoint auto"
+    else:
+        raise err
+    rank = "" if main_rank() else f"rank {os.environ['RANK']}: "
+    print(f"error: {rank}{line}", file=sys.stderr)
+    return 1
 
 
 def _hand_on(run: "Options", trained: "Trained") -> int:
@@ -74,3 +97,5 @@ def _hand_on(run: "Options", trained: "Trained") -> int:
         if main_rank():
             print(f"interrupted: {missing}", file=sys.stderr)
         return 130
+    except Exception as err:
+        return _failed(err)

@@ -15,10 +15,10 @@ MAY_IMPORT = {
     "__init__": {"registry"},
     "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"}
     | {"ranks"},
-    "__main__": {"commands", "config", "data", "ending", "faults", "train_command"},
+    "__main__": {"commands", "config", "data", "ending", "faults", "folders", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},
-    "train_command": {"config", "faults", "ranks", "dry_run", "launch", "training", "hub", "report"},
+    "train_command": {"config", "faults", "folders", "ranks", "dry_run", "launch", "training", "hub", "report"},
     "launch": {"faults", "ranks"},
     "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network"},
@@ -47,9 +47,10 @@ MAY_IMPORT = {
     "ranks": {"faults"},
     "nvidia": {"ranks"},
     "measuring": {"models"},  # for its types only
+    "folders": {"faults"},
     "records": {"folders", "models", "processes"},
     "evaluation": {"models"},
-    **{alone: set() for alone in ("variant_text", "network", "nodes", "ending", "faults", "folders", "processes")},
+    **{alone: set() for alone in ("variant_text", "network", "nodes", "ending", "faults", "processes")},
 }
 
 

@@ -52,6 +52,8 @@ def kill_after(monkeypatch):
 class Engine:
     """Writes two files, as DeepSpeed's engine would."""
 
+    checkpoint_engine = None
+
     def save_checkpoint(self, root, tag, **_):
         folder = Path(root, tag)
         folder.mkdir(parents=True, exist_ok=True)

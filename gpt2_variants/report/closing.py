@@ -2,13 +2,15 @@
 
 import importlib.util
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from ..config.options import Options
 from ..evaluation import describe
-from ..faults import UsageError
+from ..faults import RunError, UsageError
+from ..folders import disk_fault
 from .page import write
 from .runs import read_run
 from .tables import number
@@ -75,8 +77,13 @@ def plot(folder: Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    path = folder / "curves.png"
-    fig.savefig(path, dpi=120)
+    path, aside = folder / "curves.png", folder / ".curves.png.tmp"
+    try:
+        fig.savefig(aside, dpi=120, format="png")
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -94,11 +101,11 @@ def show(run: Options) -> None:
     command = f"python -m gpt2_variants report {shlex.quote(str(folder))}"
     print(summary(folder))
     if importlib.util.find_spec("matplotlib"):
-        print(f"plot        {plot(folder)}")
         try:
+            print(f"plot        {plot(folder)}")
             print(f"report      {write([folder]).page}")
-        except UsageError as err:  # the run is finished all the same
-            print(f"report      none: {'; '.join(err.lines)}; then {command}")
+        except (OSError, RunError, UsageError) as err:  # the run is finished all the same
+            print(f"report      none: {disk_fault(err) or err}; then {command}")
     else:
         print(f"plot        none: pip install matplotlib, then {command}")
     print(f"model       {folder / 'model'}")

@@ -1,5 +1,6 @@
 """The page of a report, `report.html`, and its table, `report.md`."""
 
+import errno
 import os
 import sys
 import urllib.parse
@@ -10,8 +11,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from .. import drawing
-from ..faults import UsageError
-from ..folders import holds_run, write_aside
+from ..faults import RunError, UsageError
+from ..folders import disk_fault, holds_run, write_aside
 from .charts import curves_of
 from .compared import compared
 from .differences import judge
@@ -69,6 +70,7 @@ def write(
     Raises:
         UsageError: a line for each folder that holds neither a run nor a model, or for each of these models that cannot
             be read; or the report cannot be written, or matplotlib or, for several runs, scipy is missing.
+        RunError: the disk is full.
     """
     drawing.need_matplotlib()
     runs, models = _read(folders)
@@ -124,6 +126,8 @@ def write(
         for name, content in (("report.html", page), ("report.md", text + "\n")):
             write_aside(out / name, content)
     except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(f"{out}: the report was not written: {disk_fault(err)}") from err
         raise UsageError([f"--output_dir {out}: cannot be written ({err.strerror}); give another folder"]) from err
     return Report(out / "report.html", out / "report.md", text, terminal_table(groups, verdicts))
 

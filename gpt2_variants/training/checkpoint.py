@@ -6,31 +6,34 @@ atomically. One that is deleted is renamed to a temporary tag first. Loading ver
 the newest checkpoint that is whole.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
-from ..folders import MANIFEST, TEMPORARY, remove_aside, sync, write_aside
-from ..ranks import decided_by_rank_0
+from ..faults import RunError
+from ..folders import MANIFEST, TEMPORARY, disk_fault, remove_aside, sync, write_aside
+from ..ranks import RankZeroFailed, decided_by_rank_0
 
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
+MEGABYTE = 1e6
 NOT_FINITE = "not_finite.txt"  # the file within a checkpoint that says what came of going on from it
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written; the older ones are as they were."""
 
 
 def _not_written(step: int, reason: str) -> str:
     return (
-        f"the checkpoint of step {step} was not written: {reason}. Older checkpoints are intact: make room, then go on "
-        "with --resume_from_checkpoint auto"
+        f"the checkpoint of step {step} was not written: {reason}. Older checkpoints are intact: then go on with "
+        "--resume_from_checkpoint auto"
     )
 
 
@@ -62,31 +65,99 @@ def save(
         at_least_bytes: what the checkpoint surely takes on the disk.
 
     Raises:
-        CheckpointError: there is no room for it, or it could not be written.
+        CheckpointError: there is no room for it, or it could not be written on some rank; on rank 0.
+        RankZeroFailed: the same, on the others.
     """
     temporary = root / (TEMPORARY + name_of(step))
-    if fault := decided_by_rank_0(lambda: _make_room(root, at_least_bytes)):
-        raise CheckpointError(_not_written(step, fault))
+    decided_by_rank_0(lambda: _make_room(root, at_least_bytes, step))
+    with _faults_of_writing(engine) as faults:
+        try:
+            engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
+        except (OSError, RuntimeError) as err:
+            faults.append(err)
+    _agree_that_written(faults, temporary, step)
+    decided_by_rank_0(lambda: _finish(temporary, root, step, manifest, keep, keep_too, describe_model))
+
+
+@contextlib.contextmanager
+def _faults_of_writing(engine: Any) -> Iterator[list[Exception]]:
+    """While inside, what `engine` cannot write is put into the list, and it goes on: its ranks wait for one another."""
+    faults: list[Exception] = []
+
+    def noting(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return None if faults else write(*args, **kwargs)
+            except (OSError, RuntimeError) as err:  # torch reports a full disk as a RuntimeError without saying so
+                faults.append(err)
+
+        return call
+
+    writers = [(engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")]
+    writers = [(owner, name) for owner, name in writers if hasattr(owner, name)]
+    for owner, name in writers:
+        setattr(owner, name, noting(getattr(owner, name)))
     try:
-        engine.save_checkpoint(str(root), tag=temporary.name, client_state=client_state, save_latest=False)
-    except (OSError, RuntimeError) as err:  # torch reports a full disk as a RuntimeError without saying so
-        free = shutil.disk_usage(root).free
-        raise CheckpointError(_not_written(step, f"{err}; {free / 1e6:,.1f} MB are free at {root}")) from err
-    if dist.get_rank() == 0:  # save_checkpoint ended with a barrier: the files of all ranks are there
+        yield faults
+    finally:
+        for owner, name in writers:
+            delattr(owner, name)  # the method of its class counts again
+
+
+def _agree_that_written(faults: Sequence[Exception], temporary: Path, step: int) -> None:
+    """Raise on all ranks where one of them could not write; then nothing of the checkpoint is left."""
+    free = shutil.disk_usage(temporary.parent).free
+    full = "the disk is full, " if free < MEGABYTE else ""
+    told = [[disk_fault(err) or f"{full}{err}; make room" for err in faults]]
+    if (world := dist.get_world_size()) > 1:
+        told *= world
+        dist.all_gather_object(told, told[0])
+    failed = [(rank, lines[0]) for rank, lines in enumerate(told) if lines]
+    if not failed:
+        return
+    if dist.get_rank() > 0:
+        raise RankZeroFailed(failed[0][1])
+    rank, reason = failed[0]
+    shutil.rmtree(temporary, ignore_errors=True)  # its room is needed, for run.json too
+    where = f" (rank {rank})" if world > 1 else ""
+    reason = f"{reason}{where}; {free / 1e6:,.1f} MB were free at {temporary.parent}"
+    raise CheckpointError(_not_written(step, reason)) from (faults[0] if faults else None)
+
+
+def _finish(
+    temporary: Path,
+    root: Path,
+    step: int,
+    manifest: dict[str, Any],
+    keep: int,
+    keep_too: Collection[int],
+    describe_model: Callable[[Path], None],
+) -> None:
+    """Make a checkpoint of what all ranks have written to `temporary`, and delete older ones. On rank 0."""
+    try:
         describe_model(temporary / MODEL)
         _publish(temporary, root / name_of(step), {"step": step, **manifest})
+    except OSError as err:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(_not_written(step, disk_fault(err) or str(err))) from err
+    try:
         write_aside(root / "latest", name_of(step))
         _prune(root, keep, keep_too)
-    dist.barrier()
+    except OSError as err:
+        what = f"the checkpoint of step {step} was written, but then no more: {disk_fault(err) or err}"
+        raise CheckpointError(f"{what}; then go on with --resume_from_checkpoint auto") from err
 
 
-def _make_room(root: Path, at_least_bytes: int) -> str | None:
-    """Remove what an unfinished checkpoint left; what is missing for a new one, in words."""
-    root.mkdir(parents=True, exist_ok=True)
-    clean(root)
+def _make_room(root: Path, at_least_bytes: int, step: int) -> None:
+    """Remove what an unfinished checkpoint left. Raises `CheckpointError` where there is no room for a new one."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        clean(root)
+    except OSError as err:
+        raise CheckpointError(_not_written(step, disk_fault(err) or str(err))) from err
     if (free := shutil.disk_usage(root).free) < at_least_bytes:
-        return f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free"
-    return None
+        needed = f"{at_least_bytes / 1e6:,.1f} MB are needed at {root}, {free / 1e6:,.1f} MB are free; make room"
+        raise CheckpointError(_not_written(step, needed))
 
 
 def clean(root: Path) -> None:

@@ -27,6 +27,7 @@ class Trained:
         exit_code: as in the interface: 0, 3, 130 or 143.
         finished: the run was trained to its end, and rank 0 is to export it.
         state_dict: float32 master weights on rank 0 of a finished run, else None.
+        record: of the run, as this session knows it.
         lock: keeps other runs out of the folder until the export stands there.
         config: the model's config.
         tokenizer: the data's tokenizer.
@@ -37,6 +38,7 @@ class Trained:
     tokenizer: Any
     finished: bool = False
     state_dict: dict[str, torch.Tensor] | None = None
+    record: RunRecord | None = None
     lock: FolderLock | None = None
 
 

@@ -17,7 +17,7 @@ from ..config.recovered import facts_of_run
 from ..config.resolve import load_data
 from ..data import Data
 from ..faults import UsageError
-from ..folders import FolderLock
+from ..folders import FolderLock, reason_of
 from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
 from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
 from ..records import RunRecord, device_name
@@ -78,10 +78,11 @@ def _train(options: Options, data: Data, plan: Plan, stopper: Stopper) -> Traine
     try:
         trained = Loop(plan, data, folder, record, stopper, warm, start).run()
         stopper.wait_for_all()
-        return dataclasses.replace(trained, lock=lock)
+        return dataclasses.replace(trained, lock=lock, record=record)
     except BaseException as err:
         with contextlib.suppress(OSError):  # on a full disk the status stays as it was
-            record.update(status="failed", reason=f"{type(err).__name__}: {err}".splitlines()[0])
+            record.update(status="failed", reason=reason_of(err))
+        lock.release()
         raise
 
 
