@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, launch, metrics, train
+from conftest import ROOT, finish, launch, metrics, train, wait_until
 
 import train_ds
 from gpt2_variants import processes, report
@@ -93,13 +93,22 @@ def test_what_a_record_says_stands_unless_its_process_is_gone(facts, status):
 def wait_for_steps(process, folder: Path, steps: int) -> None:
     """Return when the run has logged that many."""
     file = folder / "metrics.jsonl"
-    while process.poll() is None and (not file.exists() or file.read_bytes().count(b'"loss"') < steps):
-        time.sleep(0.01)
+    wait_until(lambda: file.exists() and file.read_bytes().count(b'"loss"') >= steps, process)
 
 
 def test_a_run_that_was_killed_has_died_for_the_next_reader(tiny_run, tmp_path, in_process, capfd):
     """With W&B on, offline: the run there is gone on with too."""
-    options = [*tiny_run, "--save_steps", "2", "--eval_steps", "100", "--logging_steps", "1", "--report_to", "wandb"]
+    options = [
+        *tiny_run,
+        "--save_steps",
+        "2",
+        "--eval_steps",
+        "100",
+        "--lr_scheduler_type",
+        "constant",
+        "--report_to",
+        "wandb",
+    ]
     folder = tmp_path / "run"
     words = ["--variant", "gpt2", *options, "--max_steps", "100000", "--output_dir", str(folder)]
     (process,) = launch(1, words)
@@ -122,13 +131,12 @@ def test_a_run_that_was_killed_has_died_for_the_next_reader(tiny_run, tmp_path, 
     assert [start.get("ended") for start in facts["starts"]] == ["died", None]
     assert (facts["wandb_run_id"], facts["status"]) == (own, "finished")
     assert [line["step"] for line in metrics(folder) if "loss" in line] == list(range(1, last + 3))
-    whole = train([*options, "--max_steps", "100000", "--report_to", "none"], tmp_path / "whole", "--max_steps", "4",
-                  "--lr_scheduler_type", "constant", variant="gpt2")  # fmt: skip
-    assert read_run(whole).status == "finished"
+    whole = train([*options, "--report_to", "none"], tmp_path / "whole", "--max_steps", str(last + 2), variant="gpt2")
+    assert metrics(folder) == metrics(whole)
 
 
 def test_two_signals_end_a_run_as_one_does(tiny_run, tmp_path, in_process):
-    """The second comes while the first is answered; then a SIGINT too, and the code is that of the stronger one."""
+    """The second comes while the first is answered; then a SIGINT too, and the code is that of one of them."""
     options = ["--variant", "gpt2", *tiny_run, "--save_steps", "50", "--eval_steps", "1000"]
     for name, signals in (("terms", ["SIGTERM", "SIGTERM"]), ("both", ["SIGTERM", "SIGINT", "SIGTERM"])):
         folder = tmp_path / name
@@ -137,9 +145,9 @@ def test_two_signals_end_a_run_as_one_does(tiny_run, tmp_path, in_process):
         for number in signals:
             process.send_signal(getattr(signal, number))
         ((code, err),) = finish([process])
-        assert code == 143, err
-        said = [line for line in err.splitlines() if line.startswith("interrupted: ")]
-        assert len(said) == 1
+        assert code == 143 if name == "terms" else code in (130, 143), err
+        (said,) = [line for line in err.splitlines() if line.startswith("interrupted: ")]
+        assert said.startswith(f"interrupted: {signal.Signals(code - 128).name} at step ")
         assert "Traceback" not in err
         facts = read_facts(folder)
         assert (facts["status"], status_of(facts)) == ("interrupted", "interrupted")
