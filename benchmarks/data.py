@@ -50,13 +50,17 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
-    add("--tokenizer", default="builtin", help="as for train_ds.py (default: builtin, 4,000 entries)")
-    add("--megabytes", default="20", help="of text, at least (default: 20)")
-    add("--sizes", nargs="+", metavar="MB", help="of text to prepare beside run_clm's way (default: none)")
+    add("--tokenizer", default="builtin", help="what train_ds.py takes (default: builtin, 4,000 entries)")
+    add("--megabytes", default="20", help="least megabytes of text (default: 20)")
+    add("--sizes", nargs="+", metavar="MB", help="megabytes of text to prepare beside run_clm's way (default: none)")
     add("--block_size", default="1024", help="tokens per sequence (default: 1024)")
     add("--batch_size", default="64", help="sequences of a batch (default: 64)")
-    add("--batches", default="100", help="that are read in a round (default: 100)")
-    add("--processes", default=str(_cores()), help="to tokenise with, at most; from 1 by powers of 2 (default: cores)")
+    add("--batches", default="100", help="batches that are read in a round (default: 100)")
+    add(
+        "--processes",
+        default=str(_cores()),
+        help="most processes that tokenise; from 1 by powers of 2 (default: cores)",
+    )
     add("--rounds", default="3", help="how often the numbers of processes take turns (default: 3)")
     add("--output_dir", type=Path, help="where the results go (default: benchmarks/results/<device>)")
     return parser

@@ -46,21 +46,34 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     cuda = torch.cuda.is_available()
     add("--rows", default="8192", help="predictions that the loss head scores (default: 8192)")
-    add("--channels", default="1024", help="of the loss head's input (default: 1024)")
-    add("--vocabulary", default="50304", help="of the loss head (default: 50304)")
+    add("--channels", default="1024", help="channels of the loss head's input (default: 1024)")
+    add("--vocabulary", default="50304", help="entries of the loss head's vocabulary (default: 50304)")
     add(
         "--head_rounds",
         default="20" if cuda else "1",
         help="how often the loss heads take a step in turn (default: 20 on CUDA, 1 on a CPU: 2 minutes of 2 cores)",
     )
-    add("--compile", action=argparse.BooleanOptionalAction, default=True, help="also our loss head by torch.compile")
-    add("--batch", default="1", help="of the attention (default: 1)")
-    add("--heads", default="16", help="of the attention (default: 16)")
-    add("--head_size", default="64", help="of the attention (default: 64)")
-    add("--tokens", nargs="+", default=["512", "1024"], metavar="S", help="of the attention (default: 512 1024)")
-    add("--dropouts", nargs="+", default=["0", "0.1"], metavar="P", help="of attention and step (default: 0 0.1)")
-    add("--dtypes", nargs="+", default=list(DTYPES), metavar="NAME", help=f"of all (default: {' '.join(DTYPES)})")
-    add("--rounds", default="10" if cuda else "3", help="of attention and step (default: 10 on CUDA, 3 on a CPU)")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure our loss head by torch.compile too",
+    )
+    add("--batch", default="1", help="sequences that attend (default: 1)")
+    add("--heads", default="16", help="heads of the attention (default: 16)")
+    add("--head_size", default="64", help="channels of a head (default: 64)")
+    add("--tokens", nargs="+", default=["512", "1024"], metavar="S", help="tokens that attend (default: 512 1024)")
+    add(
+        "--dropouts",
+        nargs="+",
+        default=["0", "0.1"],
+        metavar="P",
+        help="dropout of attention and step (default: 0 0.1)",
+    )
+    add(
+        "--dtypes", nargs="+", default=list(DTYPES), metavar="NAME", help=f"dtypes of all (default: {' '.join(DTYPES)})"
+    )
+    add("--rounds", default="10" if cuda else "3", help="rounds of attention and step (default: 10 on CUDA, else 3)")
     add("--output_dir", type=Path, help="where the results go (default: benchmarks/results/<device>)")
     return parser
 

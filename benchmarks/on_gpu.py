@@ -46,13 +46,19 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line. Numbers stay strings, so that `parse` can tell all faults at once."""
     parser = command_line.Parser(__doc__)
     add = parser.add_argument
-    add("--stages", nargs="+", default=list(NAMES), metavar="NAME", help=f"which, of {', '.join(NAMES)} (default: all)")
+    add(
+        "--stages",
+        nargs="+",
+        default=list(NAMES),
+        metavar="NAME",
+        help=f"stages to run: {', '.join(NAMES)} (default: all)",
+    )
     add("--list", action="store_true", help="print the stages' items and how they stand, and end")
-    add("--redo", nargs="?", const="all", metavar="WHICH", help="do them again: all, or those that failed or skipped")
-    add("--minutes", default="9", help="of this call; nothing is begun that would take longer; 0: no end (default: 9)")
+    add("--redo", nargs="?", const="all", metavar="WHICH", help="do items again: all, or those that failed or skipped")
+    add("--minutes", default="9", help="end this call after so many; begin nothing longer; 0: no end (default: 9)")
     add("--scale", default="full", help="full, or tiny: a rehearsal at toy size (default: full)")
-    add("--dataset", help="of the curve, as for train_ds.py (default: builtin)")
-    add("--tokenizer", help="of the curve, as for train_ds.py (default: builtin)")
+    add("--dataset", help="what the curve is trained on, as for train_ds.py (default: builtin)")
+    add("--tokenizer", help="the tokenizer of the curve, as for train_ds.py (default: builtin)")
     add("--output_dir", type=Path, help="where the results go (default: benchmarks/results/<device>)")
     return parser
 

@@ -32,8 +32,14 @@ def test_every_page_is_named_here():
 @pytest.mark.parametrize("page", TEXTS)
 def test_what_a_page_links_to_exists(page):
     for link in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)):
-        if not link.startswith(("https://", "http://", "#")):
-            assert ((ROOT / page).parent / link.partition("#")[0]).exists(), link
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, heading = link.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), link
+        if heading:
+            words = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in words], link
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
