@@ -200,7 +200,10 @@ def test_a_module_and_a_choice_among_several(tmp_path, idea, monkeypatch):
         find("thoughts.thought:nothing")
 
 
-@pytest.mark.parametrize("name", ["my-idea.py", "modeling_base.py", "3.py"])
+MORE_NAMES = ("modeling_base.py", "3.py")
+
+
+@pytest.mark.parametrize("name", ["my-idea.py", *(pytest.param(n, marks=pytest.mark.slow) for n in MORE_NAMES)])
 def test_any_file_name_will_do(name, in_process, tiny_run, tmp_path, idea):
     path = idea.rename(tmp_path / name)
     run = train(tiny_run, tmp_path / "run", "--max_steps", "2", "--no-check", variant=str(path))
@@ -210,7 +213,10 @@ def test_any_file_name_will_do(name, in_process, tiny_run, tmp_path, idea):
     SavedModel(run / "model", trust_remote_code=True)
 
 
-@pytest.mark.parametrize("left_out", ["config", "of the transformer", "the transformer"])
+@pytest.mark.parametrize(
+    "left_out",
+    ["config", *(pytest.param(part, marks=pytest.mark.slow) for part in ("of the transformer", "the transformer"))],
+)
 def test_a_config_class_that_is_left_out_is_made(left_out, in_process, tiny_run, tmp_path, idea):
     """So that the model has a type of its own: by gpt2's, transformers would load a stock GPT-2."""
     text = idea.read_text()
