@@ -28,7 +28,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def run(tiny_run, tmp_path_factory):
     """A finished tiny run, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    (process,) = launch(1, ["--variant", "duo_predict", *tiny_run, "--max_steps", "6", "--output_dir", str(folder)])
+    options = ["--variant", "duo_predict", *tiny_run, "--max_steps", "6", "--output_dir", str(folder)]
+    (process,) = launch(1, options, closing=True)
     out, err = output_of(process, 120)
     assert process.returncode == 0, err
     return folder, out, err

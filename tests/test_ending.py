@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, launch, train
+from conftest import ROOT, launch, output_of, train
 
 import train_ds
 from gpt2_variants import __main__ as commands
@@ -160,14 +160,11 @@ end_with(main)
 )
 def test_the_other_ranks_wait_for_what_rank_0_does(case, codes, tmp_path):
     processes = launch(2, [case, str(tmp_path / "out")], ("-c", TWO))
-    for p in processes:
-        p.wait(60)
-    printed = [p.stdout.read() for p in processes]
-    results = finish(processes)
-    assert [code for code, _ in results] == codes, results
+    outputs = [output_of(p) for p in processes]
+    assert [p.returncode for p in processes] == codes, outputs
     if codes == [130, 130]:
-        assert printed == ["True\n"] * 2
-    rank_0, rank_1 = (err for _, err in results)
+        assert [out for out, _ in outputs] == ["True\n"] * 2
+    rank_0, rank_1 = (err for _, err in outputs)
     assert rank_0.splitlines()[-1:] == {"failed": ["[rank0]: OSError: disk full"]}.get(case, [])
     lost = ["error: rank 1: rank 0 has ended before its work was done"]
     assert rank_1.splitlines() == (lost if case == "killed" else [])

@@ -92,7 +92,7 @@ def tokenise_pieces(
         rows: with the column `text`, of strings or null.
         tokenise: gives the ids of each text, within int32.
         identity: of `tokenise`: equal ones give equal ids of equal texts.
-        folder: where the pieces are kept; those of an earlier call are used.
+        folder: where the pieces are kept, for this call alone meanwhile; those of an earlier call are used.
         num_proc: processes at a time; by default as many as there are cores and the amount of text pays for.
 
     Raises:
@@ -124,6 +124,8 @@ def tokenise_pieces(
             progress.add(ranges[number][2], is_new)
     finally:
         results.close()  # ends the processes, where one failed
+        for half in folder.glob("*.aside"):  # of those that were ended on the way
+            half.unlink()
         progress.close()
     return Tokens([(file, stop - start) for file, (start, stop, _) in zip(files, ranges, strict=True)])
 
