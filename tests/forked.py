@@ -21,7 +21,7 @@ OF_IMPORTS = {"DS_ACCELERATOR": "cpu", "TORCH_COMPILE_DISABLE": "1", "TORCHDYNAM
 # What each process may have of its own, since it is read when it is used.
 OF_A_RANK = {
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "GPT2_VARIANTS_CACHE"),
-    *("PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", *OF_IMPORTS),
+    *("PATH", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_TESTRUNUID", *OF_IMPORTS),
 }
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "transformers.models.gpt2.modeling_gpt2", "deepspeed", "datasets"])
@@ -36,7 +36,7 @@ def can_be_forked(env: dict[str, str]) -> bool:
 
 
 def _of_imports(env: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in OF_A_RANK}
+    return {k: v for k, v in env.items() if k not in OF_A_RANK and not k.startswith("WANDB_")}
 
 
 class Forked:
