@@ -113,8 +113,8 @@ def holds_nothing(file: Path) -> bool:
         return all(not block.strip(b"\0 \r\n") for block in iter(lambda: stream.read(1 << 16), b""))
 
 
-def disk_fault(error: BaseException) -> str | None:
-    """Return what a disk refused, in words with the cure: it is full, or may not be written; None of any other error.
+def disk_error(error: BaseException) -> tuple[int, str | None] | None:
+    """The number of what a disk refused, as in `errno`, and the file, where it is known; None of any other error.
 
     The errors that led to `error` are looked at too, and what libraries that are not Python's say of one.
     """
@@ -124,9 +124,17 @@ def disk_fault(error: BaseException) -> str | None:
             number = int(told[1] or told[2])
         if number in _REFUSED:
             name = getattr(found, "filename", None)
-            what, cure = _REFUSED[number]
-            return f"{what}{f' ({name})' if isinstance(name, str) else ''}; {cure}"
+            return number, name if isinstance(name, str) else None
     return None
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What a disk refused, as `disk_error` finds it, in words with the cure; None of any other error."""
+    if (found := disk_error(error)) is None:
+        return None
+    number, name = found
+    what, cure = _REFUSED[number]
+    return f"{what}{f' ({name})' if name else ''}; {cure}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -758,7 +758,9 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch
     monkeypatch.setenv("GPT2_VARIANTS_CACHE", str(tmp_path / "file/cache"))
     with pytest.raises(DataError) as caught:
         load("builtin", gpt2_folder, 16)
-    assert_clear(str(caught.value), "--dataset", "builtin", str(tmp_path / "file/cache"), "set GPT2_VARIANTS_CACHE")
+    assert str(caught.value).startswith(f"the cache of prepared data, {tmp_path / 'file/cache'}: it cannot be written")
+    assert "set GPT2_VARIANTS_CACHE" in str(caught.value)
+    assert "--dataset" not in str(caught.value)
 
 
 def test_checking_imports_nothing_heavy(tmp_path):

@@ -278,7 +278,7 @@ def test_a_killed_build_goes_on_after_its_last_whole_piece(tmp_path, cache, monk
     monkeypatch.setattr(data.cutting, "encode", lambda t, n, texts_: texts.extend(texts_) or encode(t, n, texts_))
     rebuilt = load(source, tokenizer, 16)
     assert sum(map(len, texts)) < 500, "no more than tells how many rows are held out"
-    assert {file.suffix for file in cache.iterdir()} <= {"", ".lock", ".stamps"}
+    assert {file.suffix for file in cache.iterdir()} <= {"", ".lock", ".stamps", ".verified"}
     assert sorted(file.name for file in half.with_suffix("").iterdir()) == [
         "info.json",
         "tokenizer",

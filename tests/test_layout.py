@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "train_command": {"config", "faults", "folders", "ranks", "dry_run", "launch", "training", "hub", "report"},
     "launch": {"faults", "ranks"},
     "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
-    "data": {"network"},
+    "data": {"network", "folders"},
     "hub_client": {"network"},
     "prepared_data": {"data", "network", "hub_client", "faults", "folders"},
     "warm_start": {"registry", "network"},

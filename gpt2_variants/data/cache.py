@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +19,20 @@ from .arrow import flat_ids, read_tables
 from .blocks import BlockDataset, unigram_perplexity
 from .checks import local_faults
 from .cutting import check_tokens, cut_blocks, quiet, tokenise_parts, tokenise_rows
-from .digests import file_digest, file_digests
-from .files import select
-from .names import WIKITEXT, DataError, brief, default_cache, is_hub_dataset, is_hub_tokenizer, is_saved_folder
+from .disks import disk_named
+from .identities import dataset_identity, tokenizer_identity
+from .names import DataError, brief, default_cache
 from .pieces import KilledError
 from .reading import HELD_OUT, NO_SEPARATOR, Reading
-from .sources import WIKITEXT_ROWS_PER_BATCH, Source, builtin_corpus, file_notes, held_out_by_characters, read_source
+from .sources import WIKITEXT_ROWS_PER_BATCH, Source, file_notes, held_out_by_characters, read_source
 from .tokenizers import (
-    BUILTIN_VOCAB_SIZE,
     line_note,
     open_tokenizer,
     separator_id,
     vocabulary_digest,
     vocabulary_size,
 )
+from .verified import fault_of, is_known_whole, put_in_place, read_info, write_info
 
 if TYPE_CHECKING:
     import transformers
@@ -107,35 +110,77 @@ def load(
         raise DataError(f"--block_size {block_size}: a block needs at least 2 tokens, one to read and one to predict")
     identity = {
         "format": FORMAT,
-        "dataset": _dataset_identity(dataset, cache_dir),
-        "tokenizer": _tokenizer_identity(tokenizer),
+        "dataset": dataset_identity(dataset, cache_dir),
+        "tokenizer": tokenizer_identity(tokenizer),
         "block_size": block_size,
         "held_out": HELD_OUT,
         **({"reading": asked} if (asked := reading.identity()) else {}),
     }
     if reading.validation_dataset is not None:
-        identity["reading"] |= {"validation_dataset": _dataset_identity(reading.validation_dataset, cache_dir)}
+        identity["reading"] |= {"validation_dataset": dataset_identity(reading.validation_dataset, cache_dir)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     cache = Path(cache_dir or default_cache())
     prepared = cache / key
-    if not (prepared / "info.json").is_file():
-        from filelock import FileLock
+    if not is_known_whole(prepared, cache):
 
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(cache / f"{key}.lock")
-            lock.acquire()
-        except OSError as error:
-            raise DataError(
-                f"--dataset {dataset}: the cache folder {cache} cannot be written ({brief(error)}); set "
-                "GPT2_VARIANTS_CACHE to a folder that can"
-            ) from error
-        try:
-            if not (prepared / "info.json").is_file():  # another process may have been faster
-                _prepare(prepared, dataset, tokenizer, block_size, num_proc, reading)
-        finally:
-            lock.release()
+        def prepare() -> None:
+            _prepare(prepared, dataset, tokenizer, block_size, num_proc, reading)
+
+        _make_whole(prepared, prepare, block_size)
     return _open(prepared, dataset, tokenizer)
+
+
+def _make_whole(prepared: Path, prepare: Callable[[], None], block_size: int) -> None:
+    """Verify the folder `prepared`; where it is damaged or not there, make it by `prepare`. One process at a time.
+
+    Raises:
+        DataError: it is damaged, and the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    cache = prepared.parent
+    lock = FileLock(cache / f"{prepared.name}.lock")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        why = fault_of(prepared, cache)
+        if why is None:
+            return  # a cache to read from only
+        damaged = f"the prepared data in it are damaged ({why}), and " if prepared.exists() else ""
+        raise DataError(
+            f"the cache of prepared data, {cache}: {damaged}it cannot be written ({brief(error)}); set "
+            "GPT2_VARIANTS_CACHE to a folder that can"
+        ) from error
+    try:
+        why = fault_of(prepared, cache) or _fault_of_older(prepared, block_size)
+        if why is None:  # another process may have been faster
+            return
+        if prepared.exists():
+            print(f"{prepared}: the prepared data are damaged: {why}; they are prepared anew", file=sys.stderr)
+        with disk_named(cache, "GPT2_VARIANTS_CACHE"):
+            prepare()
+    finally:
+        lock.release()
+
+
+def _fault_of_older(prepared: Path, block_size: int) -> str | None:
+    """Say what is wrong with data of a version that kept no checksums, by their fingerprint; they get them then."""
+    info = read_info(prepared)
+    if "files" in info:
+        return None
+    try:
+        tokenizer = open_tokenizer(str(prepared / "tokenizer"))
+        whole = info["fingerprint"] == _fingerprint(prepared / "train", block_size, vocabulary_digest(tokenizer))
+        for part in ("train", "validation"):
+            _open_blocks(prepared / part)
+    except Exception as error:  # whatever the libraries raise on a damaged file
+        return brief(error)
+    if not whole:
+        return "the fingerprint of its blocks differs"
+    with suppress(OSError):  # of a full disk: it is verified in the same way the next time
+        write_info(prepared, info)
+    return None
 
 
 def load_tokens(
@@ -161,7 +206,7 @@ def load_tokens(
         return getattr(load(dataset, tokenizer, block_size, reading=reading), split).tokens()
     if faults := local_faults(dataset, tokenizer, reading):
         raise DataError("\n".join(faults))
-    with tempfile.TemporaryDirectory() as scratch, quiet():
+    with disk_named(Path(tempfile.gettempdir()), "TMPDIR"), tempfile.TemporaryDirectory() as scratch, quiet():
         opened = open_tokenizer(tokenizer)
         source = read_source(dataset, opened, block_size, Path(scratch), reading)
         parts = source.parts
@@ -181,7 +226,7 @@ def _open_blocks(folder: Path) -> BlockDataset:
 
 
 def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
-    info = json.loads((prepared / "info.json").read_text(encoding="utf-8"))
+    info = read_info(prepared)
     tokenizer = open_tokenizer(str(prepared / "tokenizer"))
     vocab_size = vocabulary_size(tokenizer)
     return Data(
@@ -197,33 +242,6 @@ def _open(prepared: Path, dataset: str, tokenizer_name: str) -> Data:
         # Those on the files are of this call too: others of the same content may lie beside other files.
         notes=(*file_notes(dataset), *info["notes"]),
     )
-
-
-def _dataset_identity(dataset: str, cache_dir: Path | None) -> Any:
-    """What the content of a source hangs on: the bytes of local data wherever they lie, the name of a Hub set."""
-    if dataset == "builtin":
-        return {"builtin": hashlib.sha256(json.dumps(builtin_corpus()).encode()).hexdigest()}
-    if is_hub_dataset(dataset):
-        return {"hub": dataset, "rows_per_batch": WIKITEXT_ROWS_PER_BATCH if dataset == WIKITEXT else None}
-    path, cache = Path(dataset).expanduser(), Path(cache_dir or default_cache())
-    if path.is_file():
-        return {"file": [path.suffix.lower(), *file_digests([path], path, cache)]}
-    found = sorted(path.rglob("*")) if is_saved_folder(path) else select(path).files
-    files = [file for file in found if file.is_file()]
-    digests = file_digests(files, path, cache)
-    names = [file.relative_to(path).as_posix() for file in files]
-    return {"folder": [list(pair) for pair in zip(names, digests, strict=True)]}
-
-
-def _tokenizer_identity(tokenizer: str) -> Any:
-    if tokenizer == "builtin":
-        return {"builtin": BUILTIN_VOCAB_SIZE}
-    if is_hub_tokenizer(tokenizer):
-        return {"hub": tokenizer}
-    # A tokenizer may lie beside a model: what can belong to it is small and not a weight.
-    files = sorted(Path(tokenizer).expanduser().iterdir())
-    parts = [file for file in files if file.suffix in (".json", ".txt", ".model", ".tiktoken")]
-    return {"folder": [[file.name, file_digest(file)] for file in parts if file.is_file()]}
 
 
 def _fingerprint(folder: Path, block_size: int, vocabulary: str) -> str:
@@ -243,16 +261,13 @@ def _prepare(
     """
     building = prepared.with_name(prepared.name + ".building")
     pieces, scratch = building / "pieces", building / "scratch"
-    shutil.rmtree(prepared, ignore_errors=True)  # it is without its info.json
-    if not (building / "info.json").is_file():
+    if fault_of(building, building.parent):
         _remove_all_but(pieces, building)
         scratch.mkdir(parents=True)
         is_kept = False
         try:
             info = _build(building, pieces, scratch, dataset, tokenizer_name, block_size, num_proc, reading)
-            aside = building / "info.aside"
-            aside.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            aside.rename(building / "info.json")  # with it the build is complete, but for what is removed now
+            write_info(building, info)  # with it the build is complete, but for what is removed now
             is_kept = True
         except KilledError:
             is_kept = True
@@ -263,7 +278,7 @@ def _prepare(
                 shutil.rmtree(building, ignore_errors=True)
     for done in (pieces, scratch):
         shutil.rmtree(done, ignore_errors=True)
-    building.rename(prepared)
+    put_in_place(building, prepared)
 
 
 def _remove_all_but(pieces: Path, building: Path) -> None:

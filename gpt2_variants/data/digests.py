@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # of a file of stamps
+STAMPS = ".stamps"
 SETTLED_NS = 2 * 10**9  # a file changed later than this before it was read may change again with the same times
 
 
@@ -26,7 +27,7 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def file_digests(files: Sequence[Path], source: Path, cache: Path) -> list[str]:
+def file_digests(files: Sequence[Path], source: Path, cache: Path, suffix: str = STAMPS) -> list[str]:
     """Return the digests of a source's files, reading those only that changed since an earlier call.
 
     What a file's status was when it was read is kept beside its digest, in one file of the cache for each source.
@@ -36,14 +37,13 @@ def file_digests(files: Sequence[Path], source: Path, cache: Path) -> list[str]:
         files: the files, of any size.
         source: the file or folder that they belong to.
         cache: folder where the stamps are kept.
+        suffix: of the file of stamps.
 
     Raises:
         OSError: a file cannot be read.
     """
     place = str(source.absolute())
-    # The nodes of a cluster may see one file system under other device numbers: each keeps its own stamps.
-    name = hashlib.sha256(f"{source.stat().st_dev} {place}".encode()).hexdigest()[:32]
-    stamps_file = cache / f"{name}.stamps"
+    stamps_file = _stamps_file(source, cache, suffix)
     known = _read_stamps(stamps_file, place)
     stamps, digests = {}, []
     for file in files:
@@ -61,6 +61,29 @@ def file_digests(files: Sequence[Path], source: Path, cache: Path) -> list[str]:
     if stamps != known:
         _write_stamps(stamps_file, place, stamps)
     return digests
+
+
+def known_digests(files: Sequence[Path], source: Path, cache: Path, suffix: str = STAMPS) -> list[str | None]:
+    """Return the digests that `file_digests` keeps of files that have not changed since; None of others. Reads none.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    known = _read_stamps(_stamps_file(source, cache, suffix), str(source.absolute()))
+    found = [(known.get(str(file.absolute())), _status(file)) for file in files]
+    return [stamp[-1] if stamp is not None and stamp[:-1] == status else None for stamp, status in found]
+
+
+def remember_digests(files: Sequence[Path], digests: Sequence[str], source: Path, cache: Path, suffix: str) -> None:
+    """Keep the digests of files that this process has just written, as `file_digests` keeps those that it reads."""
+    stamps = {str(file.absolute()): [*_status(file), digest] for file, digest in zip(files, digests, strict=True)}
+    _write_stamps(_stamps_file(source, cache, suffix), str(source.absolute()), stamps)
+
+
+def _stamps_file(source: Path, cache: Path, suffix: str) -> Path:
+    # The nodes of a cluster may see one file system under other device numbers: each keeps its own stamps.
+    name = hashlib.sha256(f"{source.stat().st_dev} {source.absolute()}".encode()).hexdigest()[:32]
+    return cache / f"{name}{suffix}"
 
 
 def _status(file: Path) -> list[Any]:

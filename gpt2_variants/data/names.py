@@ -113,7 +113,10 @@ def default_cache() -> Path:
 def is_prepared(dataset: str, tokenizer: str | None) -> bool:
     """Return whether the default cache holds this Hub set or tokenizer, so that a load may need no network."""
     for file in default_cache().glob("*/info.json"):
-        info = json.loads(file.read_text(encoding="utf-8"))
-        if info["dataset"] == dataset and tokenizer in (None, info["tokenizer"]):
-            return True
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+            if info["dataset"] == dataset and tokenizer in (None, info["tokenizer"]):
+                return True
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue  # damaged: it will be prepared anew
     return False

@@ -1,7 +1,8 @@
 """Text is tokenised in pieces, each kept in a file of its own: a build that is killed goes on after the last of them.
 
-A file's name is the digest of all that decides what is in it: the text itself, its place among the rows, the
-tokenizer and the libraries' versions. So no piece of another text or tokenizer is ever taken for it.
+A file's name begins with the digest of all that decides what is in it: the text itself, its place among the rows, the
+tokenizer and the libraries' versions. So no piece of another text or tokenizer is ever taken for it. It ends with the
+digest of its content, so that a damaged one is not taken either.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from . import arrow
 from .arrow import Tokens, read_tables
+from .digests import file_digest
 from .names import DataError, brief
 from .progress import Progress
 
@@ -59,9 +61,10 @@ class _Work:
         rows = rows.with_format("arrow")
         for batch in batches:
             _add_rows(digest, rows[batch]["text"])
-        file = self.folder / f"{digest.hexdigest()}.arrow"
-        if _is_whole(file, stop - start):
-            return file.name, False
+        for file in sorted(self.folder.glob(f"{digest.hexdigest()}-*.arrow")):
+            if file.stem.endswith(f"-{file_digest(file)}") and _is_whole(file, stop - start):
+                return file.name, False
+            file.unlink(missing_ok=True)  # damaged since it was written
         kind = pa.list_(pa.int32())
         schema = Features({"input_ids": List(Value("int32"))}).arrow_schema
         handle, aside = tempfile.mkstemp(suffix=".aside", dir=self.folder)
@@ -73,6 +76,7 @@ class _Work:
                         writer.write_batch(pa.record_batch([pa.array(ids, kind)], schema=schema))
                 stream.flush()
                 os.fsync(stream.fileno())  # so that not even a power cut leaves the name without the content
+            file = self.folder / f"{digest.hexdigest()}-{file_digest(Path(aside))}.arrow"
             os.replace(aside, file)
         finally:
             Path(aside).unlink(missing_ok=True)
