@@ -89,7 +89,7 @@ def _cores() -> int:
 
 
 def measure_tokenising(plan: Plan, text: Path, folder: Path) -> tuple[list[dict[str, Any]], Data]:
-    """Return A row for each number of processes, which take turns; and what `load` made of the text."""
+    """Return a row for each number of processes, which take turns; and what `load` made of the text."""
     from datasets import Dataset
 
     counts = sorted({*itertools.takewhile(lambda n: n < plan.processes, (2**i for i in range(16))), plan.processes})

@@ -137,7 +137,7 @@ def measure(
     rounds: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Return A row for each shape, dtype, dropout and way; the ways take turns. `say` is told of each row."""
+    """Return a row for each shape, dtype, dropout and way; the ways take turns. `say` is told of each row."""
     rows = []
     for shape in shapes:
         exact = reference(shape) if 0.0 in dropouts else None
@@ -237,7 +237,7 @@ class Step:
         self.ids = torch.randint(0, shape.vocabulary - 1, (shape.sequences, shape.tokens), device=_device())
 
     def take(self) -> tuple[float, float]:
-        """Return one step: its seconds and its loss."""
+        """Take one step; return its seconds and its loss."""
         start = _now()
         loss = self.model(input_ids=self.ids, labels=self.ids, skip_logits=True).loss
         loss.backward()
@@ -249,7 +249,7 @@ class Step:
 def measure_steps(
     shape: StepShape, dtypes: Sequence[torch.dtype], dropouts: Sequence[float], rounds: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return A row for each dtype and dropout: ours and the dense mask take a step in turn, after one of warm-up."""
+    """Return a row for each dtype and dropout: ours and the dense mask take a step in turn, after one of warm-up."""
     rows = []
     for dtype in dtypes:
         for dropout in dropouts:

@@ -34,7 +34,7 @@ def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def row_of(what: str, dtype: torch.dtype, found: dict[str, float], **more: Any) -> Row:
-    """Return A row of relative errors, each of which must be at most what `ALLOWED` says."""
+    """Return a row of relative errors, each of which must be at most what `ALLOWED` says."""
     most, name = max(found.values()), str(dtype).removeprefix("torch.")
     ok = all(value <= ALLOWED[dtype] for value in found.values())  # False for nan
     return {"what": what, "dtype": name, "error": most, "error_allowed": ALLOWED[dtype], **found, **more, "ok": ok}

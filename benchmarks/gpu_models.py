@@ -29,7 +29,7 @@ OFF_BY = {torch.float32: 0.02, torch.bfloat16: 0.15}
 
 
 def make_model(variant: str, shape: ModelShape, dtype: torch.dtype, dropout: float = 0.0, **fields: Any) -> nn.Module:
-    """Return A model on the CPU, in training mode, with random weights that are those of `dtype`."""
+    """Return a model on the CPU, in training mode, with random weights that are those of `dtype`."""
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     config = find(variant).make_config(
         *(None, shape.vocabulary, shape.tokens),

@@ -46,7 +46,7 @@ def python(*words: str | Path, seconds: int = 240) -> str:
 
 
 def train(day: Day, variant: str, folder: Path, *more: str | Path) -> Path:
-    """Return A short run; its folder."""
+    """Return a short run; its folder."""
     python("train_ds.py", "--variant", variant, *day.scale.run, "--output_dir", folder, *more)
     return folder
 

@@ -59,7 +59,7 @@ def item_name(case: Case, number: int) -> str:
 
 
 def one_round(make_plan: Callable[[Day], Plan], name: str, number: int, day: Day) -> list[Row]:
-    """Return A round of a case, in a process of its own: its facts, and the seconds of its steps."""
+    """Return a round of a case, in a process of its own: its facts, and the seconds of its steps."""
     plan = make_plan(day)
     own = Measured(next(case for case in plan.cases if case.name == name))
     CACHES.mkdir(exist_ok=True)
@@ -151,7 +151,7 @@ def profile(variant: str, day: Day) -> list[Row]:
 
 
 def compiled_together(variant: str, together: int, kernel: str, day: Day) -> list[Row]:
-    """Return A step with so many blocks compiled together, and the first one, with the compilation.
+    """Return a step with so many blocks compiled together, and the first one, with the compilation.
 
     `kernel`: of duo-predict's attention, as for `duo_attention`.
     """

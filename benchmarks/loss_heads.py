@@ -192,7 +192,7 @@ _Processes.register("Trial", Trial)
 def measure(
     shape: Shape, dtypes: Sequence[torch.dtype], compiled: bool, rounds: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return A row for each dtype and alternative. `compiled`: ours by torch.compile too; `say` is told of each row."""
+    """Return a row for each dtype and alternative. `compiled`: ours by torch.compile too; `say` is told of each row."""
     alternatives = [PLAIN, OURS, *([COMPILED] if compiled else []), TORCH, LIGER]
     rows = []
     with tempfile.TemporaryDirectory(prefix="loss-heads-") as folder:

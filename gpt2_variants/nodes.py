@@ -12,7 +12,7 @@ SECONDS_TO_APPEAR = 60.0  # NFS clients may keep an old listing of a folder for 
 
 
 def fault() -> str | None:
-    """Return A line if this process is one of several that were started without telling them their rank; None if not.
+    """Return a line if this process is one of several that were started without telling them their rank; None if not.
 
     Each would take itself for a whole run, in the same folder.
     """

@@ -45,7 +45,7 @@ def seconds_since_start() -> float:
 
 
 def _stat(pid: int) -> tuple[str | None, int | None]:
-    """Return A process's state, a letter, and its start in ticks; None of each where there is none."""
+    """Return a process's state, a letter, and its start in ticks; None of each where there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[19])

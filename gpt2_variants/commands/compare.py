@@ -180,7 +180,7 @@ def _task(text: str, faults: list[str]) -> tuple[int, int]:
 
 
 def _places(arguments: argparse.Namespace, faults: list[str]) -> tuple[int, int]:
-    """Return runs side by side, and the GPUs of each."""
+    """Return how many runs go side by side, and the GPUs of each."""
     from ..compare.runner import visible_gpus
 
     here = len(visible_gpus())

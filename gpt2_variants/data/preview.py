@@ -59,7 +59,7 @@ def shared_windows(train: BlockDataset, validation: BlockDataset) -> tuple[int, 
 
 
 def _hashes(tokens: np.ndarray) -> np.ndarray:
-    """Return A hash of every window of `tokens` (N,): uint64, (N - WINDOW + 1,)."""
+    """Return a hash of every window of `tokens` (N,): uint64, (N - WINDOW + 1,)."""
     count = len(tokens) - WINDOW + 1
     mixed = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)

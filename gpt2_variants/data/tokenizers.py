@@ -184,7 +184,7 @@ def _left_out(tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str])
 
 
 def train_tokenizer(rows: datasets.Dataset) -> transformers.PreTrainedTokenizerBase:
-    """Return A byte-level BPE like GPT-2's, small: 4,000 entries (fewer on tiny texts), `<|endoftext|>` is id 0."""
+    """Return a byte-level BPE like GPT-2's, small: 4,000 entries (fewer on tiny texts), `<|endoftext|>` is id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

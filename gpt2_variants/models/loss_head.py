@@ -40,7 +40,7 @@ class TokenScores(NamedTuple):
 
 
 def chunk_rows(device_type: str) -> int:
-    """Return rows of logits alive at once on that type of device."""
+    """Return how many rows of logits are alive at once on that type of device."""
     return CHUNK_ROWS.get(device_type, 4096)
 
 

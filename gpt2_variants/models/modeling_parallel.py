@@ -85,7 +85,7 @@ class ParallelGPT2Model(VariantModel):
         self.post_init()  # initialises the bottleneck
 
     def merge(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return one (B, S, E) for a pair's two."""
+        """Join the two outputs of a pair, (B, S, E) each, into one."""
         if self.bottleneck is not None:
             return self.bottleneck(torch.cat([left, right], dim=-1))
         total = left + right

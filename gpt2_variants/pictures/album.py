@@ -11,7 +11,7 @@ from .kinds import Picture, heatmap
 
 
 def _learned(saved: SavedModel) -> list[Picture]:
-    """Return A heat map of each of the tensors (L, columns) that a user's own variant says it learned."""
+    """Return a heat map of each of the tensors (L, columns) that a user's own variant says it learned."""
     return [
         Picture(
             name=f"learned-{number}",

@@ -92,7 +92,7 @@ def frequency_map(values: Any) -> Any:
 
 
 def bars(values: Any, label: str, level: float) -> Any:
-    """Draw A bar for each pair, from `level`, with its number where there is room."""
+    """Draw a bar for each pair, from `level`, with its number where there is room."""
     figure, axes = drawing.new_axes()
     numbers = values.tolist()
     places = range(len(numbers))

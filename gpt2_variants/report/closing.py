@@ -88,7 +88,7 @@ def plot(folder: Path) -> Path:
 
 
 def sample(model_folder: Path, prompt: str) -> str:
-    """Return A continuation of `prompt`, sampled from an exported model, with the prompt. Raises `UsageError`."""
+    """Return a continuation of `prompt`, sampled from an exported model, with the prompt. Raises `UsageError`."""
     from ..inference import SavedModel
 
     saved = SavedModel(model_folder)

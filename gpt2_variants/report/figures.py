@@ -41,7 +41,7 @@ def as_csv(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, st
 
 
 def download(text: str) -> str:
-    """Return A `data:` URI of a CSV file."""
+    """Return a `data:` URI of a CSV file."""
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 

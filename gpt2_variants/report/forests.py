@@ -20,7 +20,7 @@ HOW_TO_READ = (
 
 
 def forests(verdicts: Sequence[Verdict]) -> list[ShownFigure]:
-    """Return A forest plot for each axis on which something is compared."""
+    """Return a forest plot for each axis on which something is compared."""
     found = []
     for axis, (title, caption) in TITLES.items():
         differences = [one for verdict in verdicts for one in verdict.differences if one.axis == axis]

@@ -61,7 +61,7 @@ def signed(value: float, form: str) -> str:
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """Return A signed difference and its interval, "+0.2 [-0.1, +0.5]"; a dash where there is no interval."""
+    """Return a signed difference and its interval, "+0.2 [-0.1, +0.5]"; a dash where there is no interval."""
     if value is None or low is None or high is None:
         return "-"
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
@@ -73,7 +73,7 @@ def p_text(p: float) -> str:
 
 
 def flops_text(value: float) -> str:
-    """Return A number of FLOPs, to four digits."""
+    """Return a number of FLOPs, to four digits."""
     return re.sub(r"e\+0*", "e", f"{value:.4g}")
 
 

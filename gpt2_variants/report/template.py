@@ -22,7 +22,7 @@ class ShownFigure(NamedTuple):
 
 
 def shown(name: str, title: str, caption: str, drawn: drawing.Drawn) -> ShownFigure:
-    """Return A figure for the page; `name` is unlike that of all its other figures."""
+    """Return a figure for the page; `name` is unlike that of all its other figures."""
     svg = Markup(drawing.svg(drawn.figure, name, title, drawn.hovers))
     return ShownFigure(title, caption, svg, drawing.legend_of(drawn.figure))
 

@@ -13,7 +13,7 @@ AXIS = {"tokens": "tokens", "flops": "FLOPs", "time": "time"}
 
 
 def terminal_table(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> str:
-    """Return A row for each group, and of its differences one below the other; long names go on in the lines below."""
+    """Return a row for each group, and of its differences one below the other; long names go on in the lines below."""
     # of alternatives of one variant each has the differences that are of its own runs
     by_group = {
         group.label: [d for v in verdicts for d in v.differences if d.group.label == group.label] for group in groups

@@ -96,7 +96,7 @@ def _choices() -> str:
 
 
 def _meant(unknown: list[str]) -> str:
-    """Return A question after the names that are near to what was given; "" where none is."""
+    """Return a question after the names that are near to what was given; "" where none is."""
     near = [
         match
         for name in unknown
