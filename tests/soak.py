@@ -23,7 +23,7 @@ from pathlib import Path
 import conftest
 from conftest import finish, launch, metrics, patience, zero
 
-from gpt2_variants.records import device_name, versions
+from gpt2_variants.records import device_name, git_commit, versions
 
 VARIANTS = ("duo_predict", "diffusion", "gpt2", "parallel_concat", "rotating_head_norm")
 MOMENTS = ("before a step", "between steps", "checkpoint", "export", "closing")
@@ -165,7 +165,7 @@ def table(soak: Soak, seed: int) -> str:
         "# Runs that are killed",
         "",
         f"`python tests/soak.py --kills {soak.most} --seed {seed}`, {datetime.date.today()}, on {device_name()}:",
-        f"{versions_in_words()}.",
+        f"{versions_in_words()}, commit {git_commit()}.",
         "SIGKILL to one rank or to all at a random moment, then the same command with `--resume_from_checkpoint auto`,",
         "until the run ended by itself. Of every run the metrics and the exported weights equalled, bit for bit, those",
         "of the same run that was never killed. bf16, dropout, a checkpoint every second of 40 steps. The last columns",
