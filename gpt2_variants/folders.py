@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import platform
 import re
@@ -9,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .faults import RunError
 
@@ -111,6 +113,11 @@ def holds_nothing(file: Path) -> bool:
     """Return whether a file is empty, or holds blanks alone, or the zeros that a machine leaves which crashed."""
     with file.open("rb") as stream:
         return all(not block.strip(b"\0 \r\n") for block in iter(lambda: stream.read(1 << 16), b""))
+
+
+def checksum_of(value: Any) -> str:
+    """The SHA-256 of a value of JSON, however it is laid out as text."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def disk_error(error: BaseException) -> tuple[int, str | None] | None:

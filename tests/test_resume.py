@@ -191,7 +191,8 @@ def as_an_older_version_left_it(folder: Path) -> None:
     (folder / "run.json").write_text(json.dumps({**facts, "options": options}))
     for path in folder.glob("checkpoints/step-*/manifest.json"):
         manifest = json.loads(path.read_text())
-        manifest.pop("plan", None)
+        for name in ("plan", "record", "sha256"):
+            manifest.pop(name, None)
         kept = ("variant", "init_from", "data", "block_size", "train_batch_size", "seed")
         identity = {name: manifest["identity"][name] for name in kept}
         manifest["identity"] = {**identity, "size": "nano", "model_args": options["model_args"]}

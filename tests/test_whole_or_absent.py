@@ -1,5 +1,6 @@
 """Whenever a process dies, a folder is under its own name complete or absent, and what it left blocks no next start."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -73,7 +74,9 @@ def save(monkeypatch):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    return lambda root, step, keep=2: checkpoint.save(Engine(), root, step, {}, {"cut": {}}, keep, (), describe, 1)
+    return lambda root, step, keep=2: checkpoint.save(
+        Engine(), root, step, {}, {"cut": {}, "identity": {}}, keep, (), describe, 1
+    )
 
 
 def steps(root: Path) -> list[int]:
@@ -156,6 +159,35 @@ def test_an_export_is_whole_or_absent_at_every_kill(tmp_path, kill_after):
             assert sorted(path.name for path in (root / "model").iterdir()) == names
         export(root / "model")
         assert sorted(path.name for path in root.iterdir()) == ["model"]
+
+
+MANIFESTS = {
+    "empty": lambda text: b"",
+    "cut off": lambda text: text[:-5],
+    "not UTF-8": lambda text: b"\xff" + text,
+    "null": lambda text: b"null",
+    "a list": lambda text: b"[]",
+    "a number": lambda text: b"7",
+    "nested": lambda text: b"[" * 100_000,
+    "no files": lambda text: text.replace(b'"files"', b'"fires"'),
+    "files that are a list": lambda text: json.dumps({**json.loads(text), "files": ["a.pt"]}).encode(),
+    "a file without a hash": lambda text: json.dumps({**json.loads(text), "files": {"a.pt": {"bytes": 3}}}).encode(),
+    "another step": lambda text: text.replace(b'"step": 4', b'"step": 6'),
+    "another rank": lambda text: text.replace(b'"cut": {}', b'"cut": {"world_size": 2}'),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_damaged_manifest_is_passed_over_in_a_line(kind, save, tmp_path):
+    for step in (2, 4):
+        save(tmp_path, step)
+    manifest = tmp_path / "step-00000004/manifest.json"
+    before = manifest.read_bytes()
+    manifest.write_bytes(MANIFESTS[kind](before))
+    assert manifest.read_bytes() != before
+    newest, (line,) = checkpoint.newest_valid(tmp_path)
+    assert newest.name == "step-00000002"
+    assert line == f"checkpoint {manifest.parent}: has a damaged manifest; passed over"
 
 
 LEFTOVERS = {

@@ -5,13 +5,13 @@ Each file is read for it once, as long as its status stays as it was (`digests.f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from ..folders import checksum_of
 from .digests import file_digest, file_digests, known_digests, remember_digests
 
 INFO = "info.json"
@@ -30,7 +30,7 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
     info = {**info, "files": digests}
     aside = folder / "info.aside"
     with aside.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps({**info, "checksum": _checksum(info)}, indent=2) + "\n")
+        stream.write(json.dumps({**info, "checksum": checksum_of(info)}, indent=2) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(folder / INFO)
@@ -53,7 +53,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     info.setdefault("notes", [])
     if "checksum" in info or "files" in info:
         checksum = info.pop("checksum", None)
-        if checksum != _checksum(info):
+        if checksum != checksum_of(info):
             raise ValueError(f"{INFO} is damaged (its checksum differs)")
     return info
 
@@ -105,7 +105,3 @@ def put_in_place(building: Path, prepared: Path) -> None:
     files = read_info(prepared).get("files", {})
     digests = [digest for _, digest in files.values()]
     remember_digests([prepared / name for name in files], digests, prepared, prepared.parent, VERIFIED)
-
-
-def _checksum(info: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch.distributed as dist
 
 from ..faults import RunError
-from ..folders import MANIFEST, TEMPORARY, disk_fault, remove_aside, sync, write_aside
+from ..folders import MANIFEST, TEMPORARY, checksum_of, disk_fault, remove_aside, sync, write_aside
 from ..ranks import RankZeroFailed, decided_by_rank_0
 
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
@@ -175,7 +175,8 @@ def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     for folder in (p for p in temporary.rglob("*") if p.is_dir()):
         sync(folder)
-    write_aside(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
+    manifest = {**manifest, "files": files}
+    write_aside(temporary / MANIFEST, json.dumps({**manifest, "sha256": checksum_of(manifest)}, indent=1))
     if final.exists():  # a broken one of the same step, which this run fell back from
         remove_aside(final)
     os.rename(temporary, final)
@@ -221,10 +222,17 @@ def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder: a line; None if it is whole."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files = {
+            name: {"bytes": facts["bytes"], "sha256": facts["sha256"]} for name, facts in manifest["files"].items()
+        }
+        is_whole = {"step", "cut", "identity"} <= manifest.keys()
+        if (checksum := manifest.pop("sha256", None)) is not None:  # versions of before kept none
+            is_whole = is_whole and checksum == checksum_of(manifest)
     except FileNotFoundError:
         return "has no manifest (it was not finished)"
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
         return "has a damaged manifest"
     for name, facts in files.items():
         path = checkpoint / name
