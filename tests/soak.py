@@ -78,6 +78,8 @@ class Soak:
                 time.sleep(0.002)
             if all(p.poll() is not None for p in processes):
                 break
+            if any(p.poll() for p in processes):
+                raise Broken(f"{kind}: failed by itself: {finish(processes)}")
             # the whole machine, or one rank: then the others end by themselves
             for p in self.rng.sample(processes, self.rng.choice((1, ranks))):
                 p.send_signal(signal.SIGKILL)
