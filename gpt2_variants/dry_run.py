@@ -11,6 +11,7 @@ from .memory.states import GPUS_PER_NODE
 from .models.modeling_base import VariantLMHeadModel
 from .ranks import has_cuda, world_size
 from .registry import GPT2_VOCABULARY
+from .words import counted
 
 # WikiText-103 as the published runs cut it: 114,003 blocks of 1024 tokens.
 WIKITEXT_TOKENS = 116_739_072
@@ -51,7 +52,7 @@ def describe(options: Options) -> str:
         f"{model.positions(plan.block_size)} positions a sequence)",
         f"FLOPs in all       {plan.flops_per_token * tokens:.4g}",
         f"batch              {plan.train_batch_size} = {plan.per_device_train_batch_size} per GPU x "
-        f"{plan.gradient_accumulation_steps} accumulated x {plan.world_size} GPUs",
+        f"{plan.gradient_accumulation_steps} accumulated x {counted(plan.world_size, 'GPU')}",
         f"optimizer          {plan.optimizer['type']}, learning rate {rate}, weight decay {plan.weight_decay:g}, "
         f"clipping {plan.gradient_clipping:g}" + (f" ({settings})" if settings else ""),
         f"schedule           {plan.schedule['type']}",
@@ -132,5 +133,7 @@ def memory_table(demand: Demand) -> list[str]:
             + f"{demand.states(shared['offload']).cpu / GIB:>24.1f}"
         )
     if batch < NUMBERS_OF_GPUS[-1]:
-        lines.append(f"                   beyond {batch} GPUs with --train_batch_size of a multiple of their number")
+        lines.append(
+            f"                   beyond {counted(batch, 'GPU')} with --train_batch_size of a multiple of their number"
+        )
     return lines

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import TextStreamer
 from transformers.utils import logging
 
 from .data import DataError, default_split, encode, load_tokens, open_tokenizer
@@ -17,7 +16,9 @@ from .evaluation import evaluate, last_places, score_new_tokens, target_places, 
 from .faults import UsageError
 from .records import read_facts
 from .registry import VARIANTS, Variant
+from .spelling import Spelling
 from .variant_code import VariantError, find, of_run
+from .words import counted
 
 if TYPE_CHECKING:
     from .models.modeling_base import VariantLMHeadModel
@@ -34,6 +35,7 @@ class SavedModel:
         config: the model's.
         tokenizer_name: folder or Hub id of the tokenizer.
         tokenizer: as `tokenizer_name` says.
+        spelling: the text of its tokens.
         block_size: tokens per training sequence, as far as the tokenizer knows; at most the model's positions.
         streams: what the model's class declares of its streams of predictions beside the next-token one.
         device: "cuda" where there is one, else "cpu".
@@ -77,6 +79,7 @@ class SavedModel:
             self.tokenizer = open_tokenizer(self.tokenizer_name)
         except DataError as err:
             raise UsageError(str(err).splitlines()) from err
+        self.spelling = Spelling(self.tokenizer)
         self.block_size = min(self.config.n_positions, self.tokenizer.model_max_length)
 
     @functools.cached_property
@@ -94,12 +97,15 @@ class SavedModel:
             logging.set_verbosity(verbosity)
         # transformers would go on, with random weights or with another model than was saved.
         if missing := sorted(info["missing_keys"]):
-            raise UsageError([f"--model {self.folder}: {len(missing)} weights are missing, such as {missing[0]}"])
+            raise UsageError(
+                [f"--model {self.folder}: without {counted(len(missing), 'weight')}, such as {missing[0]}"]
+            )
         if unknown := sorted(info["unexpected_keys"]):
             raise UsageError(
                 [
-                    f"--model {self.folder}: {len(unknown)} weights, such as {unknown[0]}, belong to no part of the "
-                    "model that its config.json describes; correct that (rotating heads with norms: use_norm true)"
+                    f"--model {self.folder}: has {counted(len(unknown), 'weight')}, such as {unknown[0]}, of no part "
+                    "of the model that its config.json describes; correct that (rotating heads with norms: use_norm "
+                    "true)"
                 ]
             )
         return model.to(self.device).eval()
@@ -121,8 +127,8 @@ class SavedModel:
         if ids.shape[1] >= self.config.n_positions:
             raise UsageError(
                 [
-                    f"the prompt has {ids.shape[1]} tokens, the model {self.config.n_positions} positions: give a "
-                    "shorter one"
+                    f"the prompt has {counted(ids.shape[1], 'token')}, the model "
+                    f"{counted(self.config.n_positions, 'position')}: give a shorter one"
                 ]
             )
         return ids
@@ -164,15 +170,14 @@ class SavedModel:
             attention_mask=torch.ones_like(ids).to(self.device),
             max_new_tokens=min(max_new_tokens, self.config.n_positions - ids.shape[1]),
             pad_token_id=pad,
-            streamer=TextStreamer(self.tokenizer, **DECODING) if stream else None,
+            streamer=self.spelling.streamer() if stream else None,
             **(sampling or {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}),
         )
         return continued.cpu()
 
     def decode(self, ids: torch.Tensor) -> str:
-        """Return the text of ids (N,)."""
-        text: Any = self.tokenizer.decode(ids, **DECODING)  # of one sequence a string, of several a list
-        return text
+        """Return the text of ids (N,); bytes that are no characters as escapes such as `\\xe2`."""
+        return self.spelling.text(ids.tolist())
 
     def surprise(self, ids: torch.Tensor) -> dict[str, list[float]]:
         """-log p of each token in nats, for ids (1, N), N >= 2; one column for each way of predicting, N entries each.
@@ -198,9 +203,6 @@ class SavedModel:
         batches = tqdm(batches, total=math.ceil(windows / batch_size), unit="batch", disable=None)
         last = last_places(self.model, min(block_size, len(tokens)))
         return evaluate(functools.partial(score_new_tokens, self.model.score, last), batches, self.device)
-
-
-DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 def _model_class(folder: Path, variant: str | None, trust_remote_code: bool) -> "type[VariantLMHeadModel]":
@@ -253,9 +255,9 @@ def surprise_table(saved: SavedModel, ids: torch.Tensor, prompt_length: int) -> 
     columns = saved.surprise(ids)
     rows = [["", "token", *columns]]
     for n, (token, *values) in enumerate(zip(ids[0].tolist(), *columns.values(), strict=True)):
-        text = saved.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         origin = "prompt" if n < prompt_length else "generated"
-        rows.append([origin, repr(text), *("-" if math.isnan(value) else f"{value:.2f}" for value in values)])
+        text = saved.spelling.quoted(token)
+        rows.append([origin, text, *("-" if math.isnan(value) else f"{value:.2f}" for value in values)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["surprise in nats (-log p)"]
     for origin, text, *values in rows:
@@ -280,7 +282,10 @@ def evaluate_dataset(
     tokens = load_tokens(dataset, saved.tokenizer_name, block_size, split)
     if len(tokens) < 2:
         raise UsageError(
-            [f"--dataset {dataset}: {len(tokens)} tokens; at least 2 are needed, one to predict the next from"]
+            [
+                f"--dataset {dataset}: {counted(len(tokens), 'token')}; at least 2 are needed, one to "
+                "predict the next from"
+            ]
         )
     saved.check_ids(int(tokens.max()))
     return {

@@ -10,6 +10,7 @@ from .evaluation import streams_in
 from .records import read_facts, recorded_streams
 from .registry import Variant
 from .variant_code import of_run
+from .words import counted
 
 LICENSE = "apache-2.0"
 FIGURES = ("perplexity", "loss", "accuracy")
@@ -144,7 +145,7 @@ def _recipe(facts: dict[str, Any], plan: dict[str, Any], source: SourceName) -> 
         "start": f"warm, from {source_name(plan['init_from']).name}" if plan.get("init_from") else "random weights",
         "parameters": f"{plan['num_parameters']:,}",
         "training FLOPs per token": f"{plan['flops_per_token']:.4g}",
-        "batch": f"{plan['train_batch_size']} sequences of {plan['block_size']} tokens a step",
+        "batch": f"{counted(plan['train_batch_size'], 'sequence')} of {plan['block_size']} tokens a step",
         "optimizer": _optimizer(plan),
         "schedule": _schedule(plan),
         "precision": "bf16, float32 master weights" if plan["precision"] == "bf16" else plan["precision"],
@@ -176,4 +177,4 @@ def _schedule(plan: dict[str, Any]) -> str:
     schedule, total = plan["schedule"], plan["total_steps"]
     told = ("warmup_num_steps", "total_num_steps", "warmup_max_lr")
     others = [f"{name} {value}" for name, value in schedule["params"].items() if name not in told]
-    return ", ".join([f"{schedule['type']}, {plan['warmup_steps']} of {total} steps warm-up", *others])
+    return ", ".join([f"{schedule['type']}, {plan['warmup_steps']} of {counted(total, 'step')} warm-up", *others])

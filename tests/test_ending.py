@@ -159,7 +159,7 @@ end_with(main)
     ("case", "codes"), [("done", [130, 130]), ("stopped", [130, 130]), ("failed", [1, 1]), ("killed", [-9, 1])]
 )
 def test_the_other_ranks_wait_for_what_rank_0_does(case, codes, tmp_path):
-    processes = launch(2, [case, str(tmp_path / "out")], ("-c", TWO))
+    processes = launch(2, [case, str(tmp_path / "out")], ("-c", TWO), fresh=True)
     outputs = [output_of(p) for p in processes]
     assert [p.returncode for p in processes] == codes, outputs
     if codes == [130, 130]:
@@ -167,7 +167,8 @@ def test_the_other_ranks_wait_for_what_rank_0_does(case, codes, tmp_path):
     rank_0, rank_1 = (err for _, err in outputs)
     assert rank_0.splitlines()[-1:] == {"failed": ["[rank0]: OSError: disk full"]}.get(case, [])
     lost = ["error: rank 1: rank 0 has ended before its work was done"]
-    assert rank_1.splitlines() == (lost if case == "killed" else [])
+    said = rank_1.splitlines()  # where torch's store has lost rank 0, it says so first
+    assert (said[-1:] if case == "killed" else said) == (lost if case == "killed" else [])
 
 
 # A process on one core, Gloo's threads at SCHED_IDLE: they drop their references when all else is done.
@@ -206,7 +207,7 @@ def ends_of_amplified_runs(end: str, runs: int, options: list[str], folder: Path
     """How many of the processes of so many runs of 2 ranks ended with which code."""
     codes: Counter[int] = Counter()
     for number in range(runs):
-        processes = launch(2, [end, *options, "--output_dir", str(folder / str(number))], ("-c", AMPLIFIED))
+        processes = launch(2, [end, *options, "--output_dir", str(folder / str(number))], ("-c", AMPLIFIED), fresh=True)
         outs = [p.communicate(timeout=300)[0] for p in processes]
         assert re.search(r"^[1-9]\d* threads lowered", outs[0], re.MULTILINE), outs
         codes.update(p.returncode for p in processes)

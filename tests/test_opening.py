@@ -24,7 +24,7 @@ def test_a_run_says_what_it_is_in_five_lines_with_wandb(tiny_run, tmp_path):
     pytest.importorskip("wandb")
     folder = tmp_path / "run"
     options = ["--variant", "duo_predict", *tiny_run, "--max_steps", "1", "--report_to", "wandb"]
-    (process,) = launch(1, [*options, "--output_dir", str(folder)])
+    (process,) = launch(1, [*options, "--output_dir", str(folder)], fresh=True)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     lines = before_the_first_step(err)

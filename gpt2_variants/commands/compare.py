@@ -12,6 +12,7 @@ from ..config.presets import PRESETS
 from ..faults import UsageError
 from ..ranks import has_cuda
 from ..registry import SIZES
+from ..words import counted
 from .command import Command
 from .shared_options import number
 
@@ -197,7 +198,11 @@ def _places(arguments: argparse.Namespace, faults: list[str]) -> tuple[int, int]
     most = here // gpus if gpus else None
     jobs: Any = most or 1
     if arguments.jobs is not None:
-        allowed = "1 or more is needed" if most is None else f"1 to {most} is allowed: {here} GPUs, {gpus} for each run"
+        allowed = (
+            "1 or more is needed"
+            if most is None
+            else f"1 to {most} is allowed: {counted(here, 'GPU')}, {gpus} for each run"
+        )
         jobs = number(arguments, "jobs", int, lambda v: v >= 1 and (most is None or v <= most), allowed, faults)
     return jobs, gpus
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..faults import UsageError
+from ..words import counted
 from .command import Command
 from .shared_options import add_model, add_number, number, open_model
 
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     first, *others = describe(facts, saved.streams)
     print(f"model       {arguments.model}, {arguments.dtype} on {facts['device']}")
-    print(f"text        {arguments.dataset}, {facts['split']}: {facts['num_tokens']:,} tokens")
+    print(f"text        {arguments.dataset}, {facts['split']}: {counted(facts['num_tokens'], 'token')}")
     print(f"windows     {facts['num_windows']:,} of {facts['window_size']} tokens, stride {stride}")
     print(f"next token  {first}")
     print("\n".join(others), end="\n" if others else "")

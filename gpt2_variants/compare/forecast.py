@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config.plan import Plan
 from ..faults import UsageError
 from ..report.runs import read_run
+from ..words import counted
 from .experiment import Experiment, Trial
 from .runner import Runner
 
@@ -69,6 +70,6 @@ def forecast(plans: Sequence[Plan], measured: Measured, jobs: int, folder: Path)
     free = shutil.disk_usage(folder).free
     warning = "; more than is free there" if disk > free else ""
     return (
-        f"{len(plans)} runs to train, {flops:.3g} FLOPs, about {hours:.2g} hours ({jobs} at a time, by a step that was "
-        f"measured), {disk / 2**30:.2g} GiB on disk ({free / 2**30:.3g} GiB are free{warning})"
+        f"{counted(len(plans), 'run')} to train, {flops:.3g} FLOPs, about {hours:.2g} hours ({jobs} at a time, by a "
+        f"step that was measured), {disk / 2**30:.2g} GiB on disk ({free / 2**30:.3g} GiB are free{warning})"
     )

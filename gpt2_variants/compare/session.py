@@ -14,6 +14,7 @@ from ..faults import UsageError
 from ..folders import write_aside
 from ..report.statistics import need_scipy
 from ..training.session import prepare
+from ..words import counted
 from . import forecast
 from .experiment import Experiment, Trial, Unit
 from .runner import Runner, Stopped
@@ -113,7 +114,7 @@ class Session:
         mine = [t for t in trials if experiment.is_mine(t.unit)]
         left = [t for t in mine if state(experiment.output_dir / t.folder) == OPEN]
         if left:
-            say(f"{what}: {len(left)} runs, {len(mine) - len(left)} are there already")
+            say(f"{what}: {counted(len(left), 'run')} to do, {len(mine) - len(left)} done already")
         runner = Runner(experiment.jobs, experiment.gpus_per_run)
         folders = [experiment.output_dir / t.folder for t in left]
         again = ("--resume_from_checkpoint", "auto")  # what was interrupted goes on

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..faults import UsageError
 from ..ranks import has_cuda, use_accelerator
 from ..registry import GPT2_VOCABULARY, SIZES
+from ..words import counted
 from . import optimizer_json
 from .presets import RECIPE
 
@@ -221,7 +222,9 @@ def _resolve_batch(options: "Options", config: dict, world: int, told: str) -> l
         total = micro * world * (accumulation or 1)
     if total % world:
         fits = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
-        return [f"train_batch_size {total} does not divide over {world} GPUs; numbers of GPUs that do: {fits}"]
+        return [
+            f"train_batch_size {total} does not divide over {counted(world, 'GPU')}; numbers of GPUs that do: {fits}"
+        ]
     if micro is not None and accumulation is not None and micro * world * accumulation != total:
         return [
             f"train_batch_size {total} is not {micro} (per GPU) x {accumulation} (accumulated) x {world} (GPUs) = "
@@ -229,13 +232,14 @@ def _resolve_batch(options: "Options", config: dict, world: int, told: str) -> l
         ]
     if micro is None:
         if total // world % (accumulation or 1):
-            return [f"gradient_accumulation_steps {accumulation} does not divide {total // world} sequences per GPU"]
+            shared = counted(total // world, "sequence")
+            return [f"gradient_accumulation_steps {accumulation} does not divide {shared} per GPU"]
         micro = total // world // (accumulation or 1)
     if total % (micro * world):
         fits = ", ".join(str(n) for n in range(1, total // world + 1) if total // world % n == 0)
         return [
-            f"--per_device_train_batch_size {micro}: does not divide the {total // world} sequences per GPU "
-            f"(train_batch_size {total} over {world} GPUs); sizes that do: {fits}"
+            f"--per_device_train_batch_size {micro}: does not divide the {counted(total // world, 'sequence')} per GPU "
+            f"(train_batch_size {total} over {counted(world, 'GPU')}); sizes that do: {fits}"
         ]
     config["train_batch_size"] = total
     config["train_micro_batch_size_per_gpu"] = micro

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..words import counted
 from .arrow import flat_ids, read_tables
 from .blocks import BlockDataset, unigram_perplexity
 from .checks import local_faults
@@ -319,7 +320,7 @@ def _build(
                     f"--dataset {dataset}: no {WIKITEXT_ROWS_PER_BATCH:,} rows of its {part} part hold "
                     f"{block_size} tokens; choose a smaller --block_size"
                 )
-            counts.append(f"{part} {len(rows):,} rows, {tokens:,} tokens, {blocks:,} blocks")
+            counts.append(f"{part} {counted(len(rows), 'row')}, {counted(tokens, 'token')}, {counted(blocks, 'block')}")
         tokenizer.save_pretrained(str(building / "tokenizer"))
         train_blocks, validation_blocks = (_open_blocks(building / part) for part in ("train", "validation"))
         said = _said_of_text(source, tokenizer, tokenizer_name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..words import counted
 from .arrow import Tokens, count_tokens, flat_ids, row_lengths, rows_in_batch, write_blocks
 from .names import DataError
 from .pieces import tokenise_pieces, tokenizer_digest
@@ -106,7 +107,7 @@ def _too_little(dataset: str, train: Tokens, validation: Tokens, block_size: int
     cure = f"use --block_size {fits} or less, or give more text" if fits >= 2 else "give more text"
     return DataError(
         f"--dataset {dataset}: too little for a training and a validation block of {block_size}, with "
-        f"{count_tokens(train):,} and {count_tokens(validation):,} tokens; {cure}"
+        f"{count_tokens(train):,} and {counted(count_tokens(validation), 'token')}; {cure}"
     )
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..words import counted
 from .formats import SUFFIXES, content_fault, format_of, suffix_of
 
 SPLIT_WORDS = {
@@ -57,7 +58,7 @@ def listed(files: list[Path]) -> str:
     kinds = Counter(suffix_of(file) for file in files)
     size = sum(file.stat().st_size for file in files)
     shown = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
-    return f"{len(files)} file{'s' if len(files) != 1 else ''} ({shown}; {size:,} bytes)"
+    return f"{counted(len(files), 'file')} ({shown}; {counted(size, 'byte')})"
 
 
 def split_of(name: str) -> str | None:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ..faults import UsageError
+from ..words import counted
 from .meter import NoEstimate
 from .peak import GIB, Card, Demand
 
@@ -49,5 +50,5 @@ def with_fitting_micro_batch(options: "Options", demand: Demand, card: Card) -> 
     )
     return changed, (
         f"--auto_micro_batch: {plan.train_batch_size} = {micro} per GPU x {accumulated} accumulated x "
-        f"{plan.world_size} GPUs; an estimate of {peak / GIB:.1f} GiB of {where}"
+        f"{counted(plan.world_size, 'GPU')}; an estimate of {peak / GIB:.1f} GiB of {where}"
     )

@@ -53,13 +53,15 @@ def summary(folder: Path) -> str:
 def plot(folder: Path) -> Path:
     """Draw loss and perplexity against steps as `curves.png` in the run's folder. Needs matplotlib."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     run = read_run(folder)
     evaluations = run.evaluations
     fig = Figure(figsize=(11, 4), layout="constrained")
     left, right = fig.subplots(1, 2)
     steps = [r["step"] for r in run.training]
-    left.plot(steps, [r["loss"] for r in run.training], label="training", color="#8aa9c9", linewidth=1)
+    of_training: dict[str, Any] = {"color": "#8aa9c9", "linewidth": 1, "marker": "." if len(steps) == 1 else None}
+    left.plot(steps, [r["loss"] for r in run.training], label="training", **of_training)
     steps = [r["step"] for r in evaluations]
     left.plot(steps, [r["eval_loss"] for r in evaluations], label="validation", color="#1f4e79", marker="o")
     right.plot(steps, [r["eval_perplexity"] for r in evaluations], label="next token", color="#1f4e79", marker="o")
@@ -77,6 +79,14 @@ def plot(folder: Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    lowest, highest = right.get_ylim()
+    few_decades = highest < 10 * lowest
+    right.yaxis.set_major_locator(MaxNLocator(nbins=6) if few_decades else LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}")
     path, aside = folder / "curves.png", folder / ".curves.png.tmp"
     try:
         fig.savefig(aside, dpi=120, format="png")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import asked_options
+from ..words import counted
 from .groups import Group
 from .runs import SavedRun
 from .tables import Table
@@ -154,7 +155,7 @@ def _batch(run: SavedRun) -> str | None:
     batch = run.plan.get("train_batch_size")
     if not batch:
         return None
-    return f"{batch:,} sequences a step" + (f", {batch * run.block_size:,} tokens" if run.block_size else "")
+    return f"{counted(batch, 'sequence')} a step" + (f", {batch * run.block_size:,} tokens" if run.block_size else "")
 
 
 def _schedule(plan: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config.options import Options
 from ..config.plan import Plan
+from ..words import counted
 
 WHY = {
     "overlap_comm=true": "gradients are sent during the backward pass",
@@ -19,15 +20,14 @@ def opening(options: Options, plan: Plan, device: str) -> list[str]:
         options: resolved.
         device: the name of this rank's device.
     """
-    ranks = f"{plan.world_size} ranks, each on " if plan.world_size > 1 else ""
+    ranks = f"{counted(plan.world_size, 'rank')}, each on " if plan.world_size > 1 else ""
     tokens = plan.total_steps * plan.train_batch_size * plan.block_size
-    steps = "1 step" if plan.total_steps == 1 else f"{plan.total_steps:,} steps"
     return [
         f"{plan.variant}: {plan.num_parameters:,} parameters, in {plan.precision}, on {ranks}{device}, into "
         f"{options.output_dir}",
         f"data: {plan.data}",
-        f"training: {steps} of {plan.train_batch_size} x {plan.block_size} tokens, {tokens:,} in all"
-        + _chosen(options, plan),
+        f"training: {counted(plan.total_steps, 'step')} of {plan.train_batch_size} x {plan.block_size} tokens, "
+        f"{tokens:,} in all" + _chosen(options, plan),
         f"to come: loss, in nats per prediction of the step's batch ({_guess(plan)}); eval_: of the validation data, "
         "with perplexity = exp(loss) of the next token and the share of tokens predicted; all of it in "
         f"{Path(options.output_dir) / 'metrics.jsonl'}",

@@ -13,6 +13,7 @@ from ..faults import UsageError
 from ..folders import CHECKPOINTS
 from ..ranks import decided_by_rank_0
 from ..records import status_of
+from ..words import counted
 from . import checkpoint
 
 # Parameters of a schedule that other fields of a plan tell too.
@@ -58,7 +59,7 @@ def _choose(options: Options, plan: Plan) -> Start:
     lines = _contradictions(path, manifest, plan) or _sharding_faults(path, manifest["cut"], plan)
     if manifest["step"] > plan.total_steps:
         lines.append(
-            f"--resume_from_checkpoint {path}: has done {manifest['step']} steps, and the run is to have "
+            f"--resume_from_checkpoint {path}: has done {counted(manifest['step'], 'step')}, and the run is to have "
             f"{plan.total_steps}; give more --max_steps, or an earlier checkpoint"
         )
     if lines:
@@ -176,7 +177,7 @@ def _sharding_faults(path: Path, saved: dict[str, int], plan: Plan) -> list[str]
             f"--resume_from_checkpoint {path}: was made with ZeRO stage {saved['zero_stage']}, and cannot go on at "
             f"stage {now['zero_stage']} (only 1 and 2 can be exchanged); give the DeepSpeed config it was made with"
         ]
-    before, after = (f"{s['world_size']} ranks at ZeRO stage {s['zero_stage']}" for s in (saved, now))
+    before, after = (f"{counted(s['world_size'], 'rank')} at ZeRO stage {s['zero_stage']}" for s in (saved, now))
     print(f"the checkpoint was made with {before}; going on with {after}", file=sys.stderr)
     return []
 
