@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import metrics, train
+from conftest import finish, launch, metrics, train
 
 import train_ds
 from gpt2_variants.__main__ import main
@@ -260,3 +260,17 @@ def test_a_record_that_is_whole_has_no_fault(originals):
     with pytest.raises(FileNotFoundError):
         read_facts(originals[0] / "none")
     assert issubclass(DamagedRecord, ValueError)
+
+
+def test_two_ranks_rebuild_it_once(tiny_run, tmp_path, in_process):
+    folder = tmp_path / "run"
+    options = ["--variant", "gpt2", *tiny_run, "--save_steps", "2", "--output_dir", str(folder)]
+    assert [code for code, _ in finish(launch(2, [*options, "--max_steps", "2"]))] == [0, 0]
+    content = damage(folder, "cut off")
+    results = finish(launch(2, ["--output_dir", str(folder), *AUTO, "--max_steps", "4"]))
+    assert [code for code, _ in results] == [0, 0], results
+    said = [[line for line in err.splitlines() if "run.json" in line] for _, err in results]
+    assert [len(lines) for lines in said] == [2, 0]
+    assert [path.read_bytes() for path in folder.glob("run.json.damaged-*")] == [content]
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == [1, 2, 3, 4]
+    assert read_facts(folder)["starts"][-1]["rebuilt_from"] == "step-00000002"

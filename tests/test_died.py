@@ -135,6 +135,19 @@ def test_a_run_that_was_killed_has_died_for_the_next_reader(tiny_run, tmp_path, 
     assert metrics(folder) == metrics(whole)
 
 
+def test_the_other_ranks_of_a_killed_one_end_in_a_line(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    options = ["--variant", "gpt2", *tiny_run, "--save_steps", "2", "--eval_steps", "1000", "--max_steps", "100000"]
+    ranks = launch(2, [*options, "--output_dir", str(folder)])
+    wait_for_steps(ranks[0], folder, 3)
+    ranks[0].send_signal(signal.SIGKILL)
+    _, (code, err) = finish(ranks)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: rank 1: another rank has ended, which says why")
+    assert "Traceback" not in err
+    assert read_run(folder).status == "died"
+
+
 def test_two_signals_end_a_run_as_one_does(tiny_run, tmp_path, in_process):
     """The second comes while the first is answered; then a SIGINT too, and the code is that of one of them."""
     options = ["--variant", "gpt2", *tiny_run, "--save_steps", "50", "--eval_steps", "1000"]
