@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT, launch
 
 from gpt2_variants.config.command_line import parse
 from gpt2_variants.measuring import duration
+from gpt2_variants.training import engine
 from gpt2_variants.training.progress import Progress
 
 
@@ -107,3 +109,49 @@ def test_a_port_that_is_taken_is_one_line(tiny_run, tmp_path):
     assert out.stderr.splitlines()[-1].startswith(f"error: port {env['MASTER_PORT']}: another process listens there")
     assert "Traceback" not in out.stderr
     assert not (tmp_path / "run").exists()
+
+
+AT_THE_FIRST_STEP = """
+import os, sys
+from gpt2_variants.train_command import main
+from gpt2_variants.training.loop import Loop
+
+def first_step(self, *_):
+    print(*sys.modules)
+    sys.stdout.flush()
+    os._exit(0)
+
+Loop._report_first_step = first_step
+main()
+"""
+NOT_NEEDED = ("torch._inductor.compile_fx", "wandb", "matplotlib", "tensorboard")
+NOT_NEEDED += tuple(
+    f"gpt2_variants.{room}" for room in ("report", "hub", "inference", "pictures", "drawing", "contract")
+)
+
+
+def test_what_the_first_step_does_not_need_is_not_imported_before_it(tiny_run, tmp_path):
+    """Inductor alone takes more than a second: DeepSpeed imports it by its Muon, whatever the optimizer."""
+    options = ["--variant", "gpt2", *tiny_run, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "RANK"))}
+    command = [sys.executable, "-c", AT_THE_FIRST_STEP, *options]
+    out = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    imported = set(out.stdout.split())
+    assert {"torch", "deepspeed", "gpt2_variants.training.loop"} <= imported
+    assert imported.isdisjoint(NOT_NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled", "left_out"), [("AdamW", False, True), ("Muon", False, False), ("AdamW", True, False)]
+)
+def test_nothing_is_left_out_of_a_run_that_compiles_or_takes_muon(kind, compiled, left_out, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "as it was")
+    plan = types.SimpleNamespace(compile=compiled, optimizer={"type": kind})
+    with engine._without_inductor(plan):
+        assert (os.environ["TORCHDYNAMO_DISABLE"] == "1") == left_out
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "as it was"
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    with engine._without_inductor(plan):
+        pass
+    assert "TORCHDYNAMO_DISABLE" not in os.environ

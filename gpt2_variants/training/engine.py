@@ -1,11 +1,13 @@
 """DeepSpeed's engine around a model."""
 
 import atexit
+import contextlib
 import ctypes
 import os
 import platform
 import socket
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -104,18 +106,39 @@ def make_engine(plan: Plan, warm: WarmStart | None = None, universal: bool = Fal
     # DeepSpeed rounds the weights to bf16 before it takes the masters: harmless to random ones
     precise = float32_parameters(model) if warm is None else dict(model.named_parameters())
     unrounded = {name: p.detach().clone() for name, p in precise.items()}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameter_groups(model, plan.weight_decay),
-        optimizer=optimizer,
-        config=given,
-        lr_scheduler=schedule,
-    )
+    with _without_inductor(plan):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, plan.weight_decay),
+            optimizer=optimizer,
+            config=given,
+            lr_scheduler=schedule,
+        )
     if plan.compile:
         allow_recompilations(plan.model_config().n_layer)
         engine.module.compile_parts()
     seed_everything(plan.seed + engine.global_rank)  # dropout differs between ranks
     return engine, Float32Masters(engine, unrounded)
+
+
+@contextlib.contextmanager
+def _without_inductor(plan: Plan) -> Iterator[None]:
+    """While inside, `torch.compile` leaves functions as they are, where the run compiles nothing.
+
+    DeepSpeed imports its Muon for every optimizer and decorates three functions of it; that would import Inductor,
+    which takes more than a second.
+    """
+    name = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(name)
+    if not plan.compile and "muon" not in plan.optimizer["type"].lower():
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def allow_recompilations(num_layers: int) -> None:
