@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -74,6 +75,8 @@ class Soak:
             closing = self.rng.random() < 0.2
             processes = launch(ranks, command, closing=closing)
             until = time.monotonic() + took * self.rng.uniform(0, 1.5 if closing else 0.7)
+            if (folder / "model").is_dir():  # it has been killed after its export: what is left is a moment
+                until = math.inf
             while time.monotonic() < until and any(p.poll() is None for p in processes):
                 time.sleep(0.002)
             if all(p.poll() is not None for p in processes):
