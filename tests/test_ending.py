@@ -208,7 +208,7 @@ def ends_of_amplified_runs(end: str, runs: int, options: list[str], folder: Path
     codes: Counter[int] = Counter()
     for number in range(runs):
         processes = launch(2, [end, *options, "--output_dir", str(folder / str(number))], ("-c", AMPLIFIED), fresh=True)
-        outs = [p.communicate(timeout=300)[0] for p in processes]
+        outs = [output_of(p, 300)[0] for p in processes]
         assert re.search(r"^[1-9]\d* threads lowered", outs[0], re.MULTILINE), outs
         codes.update(p.returncode for p in processes)
     return codes

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, output_of, patience
 
 import train_ds
 from gpt2_variants import __main__ as commands
@@ -51,7 +51,7 @@ def stand_in(tmp_path):
 
 def test_the_launcher_is_told_how_many_where_and_to_be_quiet(stand_in, tmp_path):
     process, words = stand_in("--variant", "gpt2", "--num_gpus", "3", "--model_args", "n_layer=2", "n_head=2", code=3)
-    assert process.wait(30) == 3
+    assert process.wait(patience(30)) == 3
     assert words[:3] == ["-m", "deepspeed.launcher.launch", "--log_level=critical"]
     (world,) = (word.split("=", 1)[1] for word in words if word.startswith("--world_info="))
     assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [0, 1, 2]}
@@ -70,7 +70,7 @@ def test_after_a_signal_it_waits_for_the_launcher(number, stand_in, tmp_path):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    assert process.wait(patience(30)) == 128 + number
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "signals").read_text() == f"{number.name.removeprefix('SIG')}\n"
     assert process.stderr.read() == ""
@@ -124,7 +124,7 @@ def test_ctrl_c_is_one_line_and_ends_when_the_checkpoint_is_saved(tiny_run, tmp_
             break
     ranks = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    out, after = process.communicate(timeout=120)
+    out, after = output_of(process)
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks)
     assert process.returncode == 130
     said = (

@@ -9,7 +9,7 @@ import sys
 import types
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, launch, output_of
 
 from gpt2_variants.config.command_line import parse
 from gpt2_variants.measuring import duration
@@ -27,7 +27,7 @@ def test_a_run_says_what_it_is_in_five_lines_with_wandb(tiny_run, tmp_path):
     folder = tmp_path / "run"
     options = ["--variant", "duo_predict", *tiny_run, "--max_steps", "1", "--report_to", "wandb"]
     (process,) = launch(1, [*options, "--output_dir", str(folder)], fresh=True)
-    out, err = process.communicate(timeout=120)
+    out, err = output_of(process)
     assert process.returncode == 0, err
     lines = before_the_first_step(err)
     assert len(lines) == 5, lines
