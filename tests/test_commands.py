@@ -131,16 +131,29 @@ def test_text_appears_as_it_is_generated(run, monkeypatch):
     assert forwards == 20
 
 
-def test_generate_into_a_pipe_that_nobody_reads_ends_quietly(run):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "gpt2_variants", "generate", "--prompt", "The time", "--model", "MODEL"],
+        ["-m", "gpt2_variants", "list"],
+        ["-m", "gpt2_variants", "--help"],
+        ["-m", "gpt2_variants", "data", "builtin", "--tokenizer", "builtin"],
+        ["-m", "gpt2_variants", "report", "RUN"],
+        ["train_ds.py", "--variant", "gpt2", "--preset", "demo", "--dry_run"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(words, run):
+    """As `| head` does once it has its lines; also where Python writes only at its end."""
+    known = {"MODEL": str(run[0] / "model"), "RUN": str(run[0])}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reader, writer = os.pipe()
     os.close(reader)
-    arguments = ["generate", "--model", str(run[0] / "model"), "--prompt", "The time"]
-    process = subprocess.run(
-        [sys.executable, "-m", "gpt2_variants", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    command = [sys.executable, *(known.get(word, word) for word in words)]
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     os.close(writer)
-    assert process.returncode == 1
     assert process.stderr == ""
+    assert process.returncode == 1
 
 
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
