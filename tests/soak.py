@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import conftest
-from conftest import finish, launch, metrics, patience, zero
+from conftest import finish, launch, metrics, zero
 
 from gpt2_variants.records import device_name, git_commit, versions
 
@@ -83,11 +83,11 @@ class Soak:
                 break
             if any(p.poll() for p in processes):
                 raise Broken(f"{kind}: failed by itself: {finish(processes)}")
-            # the whole machine, or one rank: then the others end by themselves
+            # the whole machine, or one rank: then the launcher ends the others
             for p in self.rng.sample(processes, self.rng.choice((1, ranks))):
                 p.send_signal(signal.SIGKILL)
             moment = moment_of(folder)
-            self._ended(processes)
+            self._end(processes)
             count["kills"] += 1
             count[moment] += 1
         else:
@@ -99,12 +99,16 @@ class Soak:
             raise Broken(f"{kind}: {folder} is not what {whole} is")
         count["runs"] += 1
 
-    def _ended(self, processes: list) -> None:
-        began = time.monotonic()
-        while any(p.poll() is None for p in processes):
-            if time.monotonic() - began > 60 and time.monotonic() - began > patience(60):
-                raise Broken("a rank goes on waiting for one that was killed")
+    def _end(self, processes: list) -> None:
+        """End what ranks are left, as DeepSpeed's launcher does: by SIGTERM, and by SIGKILL where that does not."""
+        time.sleep(self.rng.uniform(0, 1))  # it looks once a second
+        for p in processes:
+            p.terminate()
+        until = time.monotonic() + 3
+        while time.monotonic() < until and any(p.poll() is None for p in processes):
             time.sleep(0.01)
+        for p in processes:
+            p.kill()
         finish(processes)
 
     def _whole(self, kind: tuple[str, int, int]) -> tuple[Path, float]:
@@ -172,8 +176,9 @@ def table(soak: Soak, seed: int) -> str:
         "",
         f"`python tests/soak.py --kills {soak.most} --seed {seed}`, {datetime.date.today()}, on {device_name()}:",
         f"{versions_in_words()}, commit {git_commit()}.",
-        "SIGKILL to one rank or to all at a random moment, then the same command with `--resume_from_checkpoint auto`,",
-        "until the run ended by itself. Of every run the metrics and the exported weights equalled, bit for bit, those",
+        "SIGKILL to one rank or to all at a random moment, to the others what DeepSpeed's launcher sends then (SIGTERM,",
+        "after a while SIGKILL), and the same command again with `--resume_from_checkpoint auto`, until the run ended by",
+        "itself. Of every run the metrics and the exported weights equalled, bit for bit, those",
         "of the same run that was never killed. bf16, dropout, a checkpoint every third of 120 steps. The last columns",
         "tell where the kills fell: before the first step, between steps, while a checkpoint was written or an old one",
         "deleted, during the export, and after it.",
