@@ -32,6 +32,12 @@ $(VENV)/.installed: setup.py Makefile gpt2_variants/nvidia.py
 	    || $(BIN)/pip install -q 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
 	    || $(BIN)/pip install -q 'torch==2.13.0'; \
 	fi
+	@$(BIN)/pip install -q -e '.[wandb,plot]'
+	@touch $@
+
+# What the tests alone need; transformers imports some of it wherever it finds it, so that a training starts later.
+$(VENV)/.installed-for-tests: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV) (once)"
 	@$(BIN)/pip install -q -e '.[wandb,plot,dev]'
 	@touch $@
 
@@ -40,17 +46,17 @@ OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
 	$(BIN)/python train_ds.py --variant duo_predict --preset demo --report_to none --output_dir $(OUT) $(ARGS)
 
-test: install
+test: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
-test-slow: install
+test-slow: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 # ARGS="--compare": the references too.
 bench: install
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
-check: install
+check: $(VENV)/.installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
