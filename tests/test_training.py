@@ -387,7 +387,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp
     again = ["--variant", "duo_predict", "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
     results = finish(launch(2, [*options, *config(stages[1]), *again, "--save_steps", "9"]))
     assert [code for code, _ in results] == [0, 0], results
-    assert f"1 ranks at ZeRO stage {stages[0]}; going on with 2 ranks at ZeRO stage {stages[1]}" in results[0][1]
+    assert f"1 rank at ZeRO stage {stages[0]}; going on with 2 ranks at ZeRO stage {stages[1]}" in results[0][1]
     on_two_ranks = {r["step"]: r["loss"] for r in metrics(folder) if "loss" in r}
     middle = str(folder / "checkpoints/step-00000009")
     train([*options, *config(stages[2])], folder, "--resume_from_checkpoint", middle)
@@ -401,7 +401,12 @@ def test_a_run_goes_on_on_another_number_of_ranks(stages, tiny_run, ds_json, tmp
         assert on_two_ranks[step] == pytest.approx(expected[step], abs=2e-5), step
     a, b = weights(whole), weights(folder)
     for name in a:
-        torch.testing.assert_close(b[name], a[name], atol=2e-5, rtol=0, msg=name)
+        bounds = torch.full_like(a[name], 2e-5)
+        if name.endswith("c_attn.bias"):
+            # A bias of the keys adds the same to all scores of a query: its gradient is rounding, and no more than
+            # that, which AdamW scales up. Queries and values differ by 4e-9, keys by 2e-5.
+            bounds.view(3, -1)[1] = 1e-4
+        assert ((b[name] - a[name]).abs() <= bounds).all(), name
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_run, tmp_path, capfd):
