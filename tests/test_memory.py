@@ -192,7 +192,7 @@ def test_the_micro_batch_that_fits_gives_the_same_curve(tiny_run, tmp_path, monk
     monkeypatch.setattr("gpt2_variants.training.session.card", lambda: faked)
     capsys.readouterr()
     shared = train([*tiny_run, *SMALL], tmp_path / "shared", "--auto_micro_batch", variant="gpt2")
-    assert "--auto_micro_batch: 8 = 2 per GPU x 4 accumulated x 1 GPUs" in capsys.readouterr().err
+    assert "--auto_micro_batch: 8 = 2 per GPU x 4 accumulated x 1 GPU;" in capsys.readouterr().err
     facts = json.loads((shared / "run.json").read_text())
     assert facts["plan"]["per_device_train_batch_size"] == 2
     assert facts["plan"]["gradient_accumulation_steps"] == 4

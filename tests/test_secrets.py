@@ -10,6 +10,7 @@ import torch
 from conftest import launch, output_of, train, zero
 
 from gpt2_variants import __main__
+from gpt2_variants.folders import checksum_of
 from gpt2_variants.training import checkpoint
 
 # of the shapes that the clients accept
@@ -64,6 +65,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_unread(stage, tiny_run, ds_
         manifest = json.loads((whole / "manifest.json").read_text())
         facts = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         manifest["files"][file.name] = facts
+        manifest["sha256"] = checksum_of({name: fact for name, fact in manifest.items() if name != "sha256"})
         (whole / "manifest.json").write_text(json.dumps(manifest))
     assert checkpoint.fault_of(whole) is None
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
