@@ -9,7 +9,7 @@ from .config.command_line import Parser
 from .data import DataError
 from .ending import end_with
 from .faults import RunError, UsageError
-from .folders import disk_fault, reason_of
+from .reasons import disk_fault, reason_of
 from .train_command import main as train
 
 _PROGRAM = "python -m gpt2_variants"

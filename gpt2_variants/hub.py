@@ -18,9 +18,10 @@ from .config.saved_run import run_folder_of
 from .data import open_tokenizer
 from .export import export
 from .faults import RunError, UsageError
-from .folders import disk_fault, holds_run, new_folder_faults, reason_of, write_aside
+from .folders import holds_run, new_folder_faults, write_aside
 from .model_card import write_card
 from .pictures import save_png
+from .reasons import disk_fault, reason_of
 from .records import RunRecord, cure, status_of
 from .report import plot
 from .training import checkpoint, loading

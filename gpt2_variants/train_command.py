@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
 def _failed(err: Exception) -> int:
     """Say in a line what failed though nothing was wrong with what was asked; raise `err` where it is not that."""
     from .faults import RunError
-    from .folders import disk_fault, reason_of
     from .ranks import main_rank
+    from .reasons import disk_fault, reason_of
 
     if isinstance(err, RunError):
         line = str(err)

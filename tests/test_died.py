@@ -17,7 +17,7 @@ from conftest import ROOT, finish, launch, metrics, train, wait_until
 import train_ds
 from gpt2_variants import processes, report
 from gpt2_variants.__main__ import main
-from gpt2_variants.folders import disk_fault, reason_of
+from gpt2_variants.reasons import disk_fault, reason_of
 from gpt2_variants.records import read_facts, status_of
 from gpt2_variants.report import read_run
 

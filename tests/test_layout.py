@@ -15,13 +15,13 @@ MAY_IMPORT = {
     "__init__": {"registry"},
     "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"}
     | {"ranks"},
-    "__main__": {"commands", "config", "data", "ending", "faults", "folders", "train_command"},
+    "__main__": {"commands", "config", "data", "ending", "faults", "reasons", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},
-    "train_command": {"config", "faults", "folders", "ranks", "dry_run", "launch", "training", "hub", "report"},
+    "train_command": {"config", "faults", "reasons", "ranks", "dry_run", "launch", "training", "hub", "report"},
     "launch": {"faults", "ranks"},
     "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
-    "data": {"network", "folders"},
+    "data": {"network", "folders", "reasons"},
     "hub_client": {"network"},
     "prepared_data": {"data", "network", "hub_client", "faults", "folders"},
     "warm_start": {"registry", "network"},
@@ -31,23 +31,25 @@ MAY_IMPORT = {
     "contract": {"registry", "variant_code", "models", "export", "measuring"},
     "export": {"registry", "data"},
     "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
-    | {"variant_code", "contract", "faults", "folders", "measuring", "memory", "processes", "ranks", "records"},
+    | {"variant_code", "contract", "faults", "folders", "measuring", "memory", "processes", "ranks", "reasons"}
+    | {"records"},
     "trackers": {"network", "folders"},
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
-    | {"variant_code", "export", "faults", "folders", "records"},
+    | {"variant_code", "export", "faults", "folders", "reasons", "records"},
     "model_card": {"registry", "variant_code", "data", "config", "records", "evaluation"},
     "inference": {"spelling", "registry", "variant_code", "records", "data", "evaluation", "faults", "models"},
     "drawing": {"faults"},
     "pictures": {"data", "drawing", "inference", "models", "faults"},
     "report": {"registry", "config", "evaluation", "inference", "drawing", "pictures", "faults", "folders"}
-    | {"records", "trackers", "models"},
+    | {"reasons", "records", "trackers", "models"},
     "dry_run": {"registry", "config", "measuring", "memory", "models", "ranks"},
     "memory": {"config", "faults", "models", "ranks"},
     "models": set(),
     "ranks": {"faults"},
     "nvidia": {"ranks"},
     "measuring": {"models"},  # for its types only
-    "folders": {"faults"},
+    "folders": set(),
+    "reasons": {"faults"},
     "records": {"folders", "models", "processes"},
     "evaluation": {"models"},
     **{

@@ -10,7 +10,7 @@ from typing import Any
 from ..config.options import Options
 from ..evaluation import describe
 from ..faults import RunError, UsageError
-from ..folders import disk_fault
+from ..reasons import disk_fault
 from .page import write
 from .runs import read_run
 from .tables import number

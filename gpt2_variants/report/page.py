@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from .. import drawing
 from ..faults import RunError, UsageError
-from ..folders import disk_fault, holds_run, write_aside
+from ..folders import holds_run, write_aside
+from ..reasons import disk_fault
 from .charts import curves_of
 from .compared import compared
 from .differences import judge

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import torch.distributed as dist
 
 from ..faults import RunError
-from ..folders import MANIFEST, TEMPORARY, checksum_of, disk_fault, remove_aside, sync, write_aside
+from ..folders import MANIFEST, TEMPORARY, checksum_of, remove_aside, sync, write_aside
 from ..ranks import RankZeroFailed, decided_by_rank_0
+from ..reasons import disk_fault
 
 MODEL = "model"  # the folder within a checkpoint that holds config and tokenizer
 MEGABYTE = 1e6

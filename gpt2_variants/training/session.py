@@ -17,9 +17,10 @@ from ..config.recovered import facts_of_run
 from ..config.resolve import load_data
 from ..data import Data
 from ..faults import UsageError
-from ..folders import FolderLock, reason_of
+from ..folders import FolderLock
 from ..memory import Card, Demand, card, verdict, with_fitting_micro_batch
 from ..ranks import decided_by_rank_0, has_cuda, main_rank, world_size
+from ..reasons import reason_of
 from ..records import RunRecord, device_name
 from ..warm_start import WarmStart
 from .arithmetic import arithmetic
