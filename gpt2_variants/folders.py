@@ -115,6 +115,20 @@ def checksum_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
+def read_manifest_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the manifest in a checkpoint's folder, without its checksum.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError: it is damaged.
+    """
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    checksum = manifest.pop("sha256", None)  # versions of before kept none
+    if checksum is not None and checksum != checksum_of(manifest):
+        raise ValueError("its checksum differs")
+    return manifest
+
+
 def new_folder_faults(folder: Path) -> list[str]:
     """Return what stands in the way of making `folder`: it exists, or its place cannot be written."""
     if folder.exists():

@@ -7,11 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
-from conftest import ROOT, output_of, patience
+from conftest import ROOT, output_of, patience, wait_until
 
 import train_ds
 from gpt2_variants import __main__ as commands
@@ -42,8 +41,7 @@ def stand_in(tmp_path):
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
         )
-        while not (tmp_path / "ready").exists() and process.poll() is None:
-            time.sleep(0.02)
+        wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None)
         return process, (tmp_path / "words").read_text().splitlines()
 
     return start

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..folders import CHECKPOINTS, MANIFEST, checksum_of
+from ..folders import CHECKPOINTS, read_manifest_of
 from ..records import DamagedRecord, fault_of_facts, read_facts
 from .optimizer_json import LENGTHS, PEAK, WITH_WARMUP
 
@@ -54,11 +54,8 @@ def _facts_in(checkpoint: Path) -> dict[str, Any] | None:
     Their content is verified when it is loaded.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest_of(checkpoint)
         files, plan = manifest["files"], manifest["plan"]
-        checksum = manifest.pop("sha256", None)
-        if checksum is not None and checksum != checksum_of(manifest):
-            return None
         if any((checkpoint / name).stat().st_size != facts["bytes"] for name, facts in files.items()):
             return None
         facts = {**(manifest.get("record") or _of_plan(plan)), "plan": plan}

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch.distributed as dist
 
 from ..faults import RunError
-from ..folders import MANIFEST, TEMPORARY, checksum_of, remove_aside, sync, write_aside
+from ..folders import MANIFEST, TEMPORARY, checksum_of, read_manifest_of, remove_aside, sync, write_aside
 from ..ranks import RankZeroFailed, decided_by_rank_0
 from ..reasons import disk_fault
 
@@ -222,13 +222,11 @@ def set_aside(root: Path, first_step: int, beside: Path) -> Path | None:
 def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder: a line; None if it is whole."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest_of(checkpoint)
         files = {
             name: {"bytes": facts["bytes"], "sha256": facts["sha256"]} for name, facts in manifest["files"].items()
         }
         is_whole = {"step", "cut", "identity"} <= manifest.keys()
-        if (checksum := manifest.pop("sha256", None)) is not None:  # versions of before kept none
-            is_whole = is_whole and checksum == checksum_of(manifest)
     except FileNotFoundError:
         return "has no manifest (it was not finished)"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
