@@ -81,9 +81,9 @@ def while_others_wait(work: Callable[[], None]) -> None:
 
     if dist.get_world_size() == 1:
         return work()
-    # over the host, since NCCL does not wait for as long
-    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
     try:
+        # over the host, since NCCL does not wait for as long
+        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
         decided_by_rank_0(work, group)
     except RankZeroFailed:
         raise
