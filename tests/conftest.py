@@ -34,6 +34,12 @@ GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gpt2", "duo_predict", "drift_diffusion", "parallel_concat", "rotating_head_norm")
 
 
+def of_each_family(names):
+    """`names` as parameters of a test: the variants that FAMILIES lacks among the slow ones."""
+    late = set(VARIANTS) - set(FAMILIES)
+    return [pytest.param(name, marks=pytest.mark.slow) if name in late else name for name in names]
+
+
 def tiny(variant: str, seed: int = 0, attn_implementation: str = "sdpa", **fields):
     """A small model of `variant` in eval mode: 2 layers, width 32, 4 heads, 48 positions, a tokenizer of 67 entries."""
     values = {"n_layer": 2, "n_embd": 32, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0, **fields}

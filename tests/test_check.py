@@ -41,8 +41,9 @@ def test_every_variant_keeps_it_asked_thoroughly(variant, promise):
     assert not faults(ask(Subject(VARIANTS[variant]), [PROMISES[promise]]))
 
 
-@pytest.mark.parametrize("name", ["idea", "second_stream"])  # the others among the slow ones, in full
+@pytest.mark.parametrize("name", ["idea", pytest.param("second_stream", marks=pytest.mark.slow)])
 def test_the_pages_examples_keep_the_quick_promises(name, tmp_path):
+    """The others are among the slow tests, in full."""
     subject = Subject(find(str(variant_examples.write(tmp_path, name))), quick=True)
     wanted = "no-leak-by-gradient padding-unseen cache generation parameters-learn saved-whole checkpointing".split()
     assert not faults(ask(subject, [PROMISES[promise] for promise in wanted]))

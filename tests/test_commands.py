@@ -134,11 +134,13 @@ def test_text_appears_as_it_is_generated(run, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        ["-m", "gpt2_variants", "generate", "--prompt", "The time", "--model", "MODEL"],
+        pytest.param(
+            ["-m", "gpt2_variants", "generate", "--prompt", "The time", "--model", "MODEL"], marks=pytest.mark.slow
+        ),
         ["-m", "gpt2_variants", "list"],
         ["-m", "gpt2_variants", "--help"],
-        ["-m", "gpt2_variants", "data", "builtin", "--tokenizer", "builtin"],
-        ["-m", "gpt2_variants", "report", "RUN"],
+        pytest.param(["-m", "gpt2_variants", "data", "builtin", "--tokenizer", "builtin"], marks=pytest.mark.slow),
+        pytest.param(["-m", "gpt2_variants", "report", "RUN"], marks=pytest.mark.slow),
         ["train_ds.py", "--variant", "gpt2", "--preset", "demo", "--dry_run"],
     ],
     ids=lambda words: " ".join(words[:3]),

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, random_ids, tiny
+from conftest import GOLDEN, of_each_family, random_ids, tiny
 from transformers import AutoModelForCausalLM
 
 from gpt2_variants import VARIANTS
@@ -227,6 +227,7 @@ def test_48_layers_of_which_each_scales_its_attention_compile_within_the_limit(m
     assert len(graphs) > 64
 
 
+@pytest.mark.parametrize("variant", of_each_family(VARIANTS))
 def test_compiled_blocks_have_no_graph_breaks_and_give_the_same_gradients(variant, monkeypatch):
     """By `aot_eager`, which traces as inductor does and needs no compiler: blocks and loss, as training does it."""
     compile_function, graphs = torch.compile, []

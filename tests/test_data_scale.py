@@ -245,7 +245,7 @@ data.load(sys.argv[1], sys.argv[2], 16, num_proc=1)
 """
 
 
-@pytest.mark.parametrize("tokenizer", ["builtin", "folder"])
+@pytest.mark.parametrize("tokenizer", ["builtin", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on_after_its_last_whole_piece(tmp_path, cache, monkeypatch, small_pieces, tokenizer):
     source = write_text(tmp_path / "a.txt", make_text(400))
     if tokenizer == "folder":

@@ -192,7 +192,7 @@ def test_a_hub_that_is_gone_when_training_ends_costs_seconds(hub, run, monkeypat
     assert "cannot be reached" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_push(number, hub, run):
     there, released = threading.Event(), threading.Event()
 

@@ -158,6 +158,7 @@ def test_the_command_gives_way_to_the_package_of_its_name(installed, tmp_path):
     assert done.stdout.split()[0] == ("1" if installed else "None")
 
 
+@pytest.mark.slow
 def test_the_command_is_the_benchmark():
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--rows", "none"],

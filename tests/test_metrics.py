@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from conftest import of_each_family
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2_variants import measuring
@@ -25,7 +26,7 @@ def test_flops_per_token_by_hand():
     assert measuring.flops_per_token(354_823_168, 24, 1024, 1024, 1024) == pytest.approx(2.431e9, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", of_each_family(VARIANTS))
 def test_flops_are_those_of_the_products_that_a_training_step_computes(name):
     """At GPT-2 Medium's shape, by PyTorch's counter over one forward and backward pass on the meta device.
 

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, VARIANTS, random_ids, tiny
+from conftest import ROOT, VARIANTS, of_each_family, random_ids, tiny
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from test_arguments import MODELS, close, make, same_loss, ways
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -35,7 +35,7 @@ def examples(num: int = 8) -> list[dict]:
     return [{"input_ids": row, "labels": row.index_fill(0, torch.tensor([0]), -100)} for row in ids]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", of_each_family(MODELS))
 def test_trainers_loss_is_the_models_mean_with_accumulation_or_without(name, tmp_path):
     rows = examples()
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -51,6 +51,7 @@ def idea(tmp_path) -> Path:
     return variant_examples.write(tmp_path, "idea")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_file_is_bit_for_bit_that_of_the_package(in_process, tiny_run, tmp_path):
     train(tiny_run, tmp_path / "package", "--max_steps", "10", variant="drift_diffusion")
     train(tiny_run, tmp_path / "file", "--max_steps", "10", variant=str(drift_file(tmp_path)))
@@ -200,10 +201,8 @@ def test_a_module_and_a_choice_among_several(tmp_path, idea, monkeypatch):
         find("thoughts.thought:nothing")
 
 
-MORE_NAMES = ("modeling_base.py", "3.py")
-
-
-@pytest.mark.parametrize("name", ["my-idea.py", *(pytest.param(n, marks=pytest.mark.slow) for n in MORE_NAMES)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["my-idea.py", "modeling_base.py", "3.py"])
 def test_any_file_name_will_do(name, in_process, tiny_run, tmp_path, idea):
     path = idea.rename(tmp_path / name)
     run = train(tiny_run, tmp_path / "run", "--max_steps", "2", "--no-check", variant=str(path))

@@ -228,6 +228,7 @@ def client(home: Path, code: str, *arguments) -> subprocess.CompletedProcess:
     return run_to_end(command, cwd=ROOT, env=env)
 
 
+@pytest.mark.slow
 def test_a_push_is_interrupted_and_repeated_and_trains_as_the_source_does(hub, text, tmp_path):
     uploads = []
 

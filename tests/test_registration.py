@@ -35,11 +35,11 @@ ALL = "['dd-gpt2', 'duo-predict-gpt2', 'parallel-gpt2', 'rotating-head-gpt2']"
 @pytest.mark.parametrize(
     "way",
     [
-        "import gpt2_variants; gpt2_variants.register()",
         "import transformers; import gpt2_variants",
         *(
             pytest.param(way, marks=pytest.mark.slow)
             for way in (
+                "import gpt2_variants; gpt2_variants.register()",
                 "from transformers import AutoModelForCausalLM; from gpt2_variants.models import modeling_parallel",
                 "from gpt2_variants import VARIANTS; [v.config_class for v in VARIANTS.values()]",
             )

@@ -250,7 +250,7 @@ end_with(lambda: 0)
 
 @pytest.mark.parametrize(
     ("stage", "ranks"),
-    [(0, 1), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow), (3, 2)],
+    [(0, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 1), (2, 2), (3, 2)])],
 )
 def test_the_engines_bf16_cast_does_not_reach_the_frequencies(stage, ranks, tiny_run, ds_json, tmp_path):
     arguments = ["--variant", "rotating_head_norm", *tiny_run, "--output_dir", str(tmp_path / "run")]

@@ -122,6 +122,7 @@ def trained(wide, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JSONS)
 def test_a_json_trains_on_two_ranks_and_exports_what_one_rank_does(name, trained):
     """The exported float32 weights have moved from the start as on one rank, within bf16's noise."""

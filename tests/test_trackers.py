@@ -227,7 +227,7 @@ def learned(tiny_run, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 512), (1, 64), (2, 64)])
+@pytest.mark.parametrize(("ranks", "micro_batch"), [pytest.param(1, 512, marks=pytest.mark.slow), (1, 64), (2, 64)])
 def test_each_streams_loss_is_the_mean_over_its_predictions(ranks, micro_batch, learned, ds_json, tmp_path):
     """Of the whole global batch, on any number of ranks and of micro-batches."""
     options, expected = learned

@@ -611,7 +611,8 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", [*list(ENDS)[:2], *(pytest.param(e, marks=pytest.mark.slow) for e in list(ENDS)[2:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
 def test_no_rank_trains_on_as_an_orphan(end, tiny_run, tmp_path):
     """Whatever the launcher does with the signal: the ranks save and end within 25 s."""
     end_of_a_long_run(tmp_path / "run", tiny_run, ENDS[end])

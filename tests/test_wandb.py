@@ -77,6 +77,7 @@ def written(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_is_logged_once_as_metrics_jsonl_has_it(tiny_run, tmp_path):
     """Under one name, grouped by family, with run.json as config and the optimizer step as the axis of everything."""
     folder = tmp_path / "a run"
@@ -119,6 +120,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
     assert steps == [[1, 2], [3]]
 
 
+@pytest.mark.slow
 def test_report_to_none_does_not_import_wandb(tiny_run, tmp_path):
     options = ["--variant", "gpt2", *tiny_run, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
     code = f"import sys, train_ds; code = train_ds.main({options!r}); assert 'wandb' not in sys.modules; sys.exit(code)"
