@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        """Raises `UsageError` with that message."""
+        """Raise `UsageError` with that message."""
         raise UsageError([f"{message} (see --help)"])
 
 
@@ -39,14 +39,14 @@ class Checks:
         self.lines: list[str] = []
 
     def whole(self, option: str, text: str | int, least: int = 1) -> int:
-        """The number that `text` is; where it is not a whole one from `least`, a fault, and `least`."""
+        """Return the number that `text` is; where it is not a whole one from `least`, a fault, and `least`."""
         if str(text).isascii() and str(text).isdigit() and int(text) >= least:
             return int(text)
         self.lines.append(f"--{option} {text}: a whole number from {least} is needed")
         return least
 
     def probability(self, option: str, text: str) -> float:
-        """The number from 0 to below 1 that `text` is; else a fault, and 0."""
+        """Return the number from 0 to below 1 that `text` is; else a fault, and 0."""
         try:
             number = float(text)
         except ValueError:
@@ -63,7 +63,7 @@ class Checks:
         return list(dict.fromkeys(given))
 
     def variants(self, given: list[str]) -> list[str]:
-        """Those of `given` that are variants, of the package or of a file, once each; a fault for each that is none."""
+        """Return the variants among `given`, of the package or of a file, once each; all else becomes a fault."""
         found = []
         for name in dict.fromkeys(given):
             try:
@@ -80,7 +80,7 @@ class Checks:
         return path
 
     def done(self) -> None:
-        """Raises `UsageError` if there were any."""
+        """Raise `UsageError` if there were any."""
         if self.lines:
             raise UsageError(self.lines)
 

@@ -127,7 +127,7 @@ def _tokenising_row(count: int, seconds: dict[int, dict[str, list[float]]], size
 
 
 def measure_loader(plan: Plan, data: Data) -> dict[str, Any]:
-    """Seconds a batch of the loader, in this process and in the order of training, after one batch of warm-up."""
+    """Return seconds a batch of the loader, in this process and in the order of training, after one for warm-up."""
     sampler = GlobalBatchSampler(
         num_blocks=len(data.train),
         batch_size=plan.batch_size,

@@ -101,7 +101,7 @@ def make_model(plan: Plan, variant: str, device: str) -> torch.nn.Module:
 
 @torch.inference_mode()
 def take(case: Case, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float, torch.Tensor]:
-    """Seconds of the prefill of `prompt` (B, P), seconds of the decoding after it, and the new tokens (B, N).
+    """Return seconds of the prefill of `prompt` (B, P), seconds of the decoding after it, and the new tokens (B, N).
 
     The prefill gives the first token, each of N steps one more, the most probable. As `generate()` does it, without
     that method's own work between the steps.

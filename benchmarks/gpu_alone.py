@@ -29,7 +29,7 @@ DROPOUTS = (0.0, 0.1)
 
 
 def mean_seconds(call, repeats: int) -> float:
-    """Seconds of a call of `call`, the mean of `repeats`, after three that do not count."""
+    """Return seconds of a call of `call`, the mean of `repeats`, after three that do not count."""
     for _ in range(3):
         call()
     if not torch.cuda.is_available():
@@ -47,7 +47,7 @@ def mean_seconds(call, repeats: int) -> float:
 
 
 def attention_flops(batch: int, heads: int, tokens: int, size: int) -> float:
-    """FLOPs of causal attention's forward pass, half of what a dense one's two products take."""
+    """Return FLOPs of causal attention's forward pass, half of what a dense one's two products take."""
     return 2 * 2 * batch * heads * tokens * tokens * size / 2
 
 

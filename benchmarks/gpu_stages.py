@@ -111,7 +111,7 @@ def tuning_tables(rows: dict[str, list[Row]]) -> list[Table]:
 
 
 def stages(day: Day) -> dict[str, Stage]:
-    """Name -> stage, in their order."""
+    """Return name -> stage, in their order."""
 
     def by_rounds(make_plan: Callable[[Day], Plan]) -> dict[str, Any]:
         return {

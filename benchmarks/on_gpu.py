@@ -103,7 +103,7 @@ class Clock:
         self.begun = 0  # items
 
     def left(self) -> float:
-        """Seconds that are left."""
+        """Return seconds that are left."""
         return self._minutes * 60 - (time.monotonic() - self._start) if self._minutes else float("inf")
 
     def has_room(self, item: Item) -> bool:

@@ -78,7 +78,7 @@ def _in_a_new_process(way: str, asked: tuple[Any, ...], sender: Connection) -> N
 
 
 def _proportional_set(process: int) -> int:
-    """Bytes that a process and its children hold, what they share or map counted once; 0 where /proc tells nothing."""
+    """Return the bytes that a process and its children hold, what they share counted once; 0 without /proc."""
     total = 0
     try:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():

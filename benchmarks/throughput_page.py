@@ -94,7 +94,7 @@ def notes(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bars: positions a second and peak memory of each case. Without matplotlib none, and a line says so."""
+    """Draw bars: positions a second and peak memory of each case. Without matplotlib none, and a line says so."""
     path.unlink(missing_ok=True)  # an older run's would lie beside other figures
     if importlib.util.find_spec("matplotlib") is None:
         print(f"{path.name}: left out; pip install matplotlib draws it", file=sys.stderr)

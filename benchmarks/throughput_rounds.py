@@ -156,7 +156,7 @@ def _noted(own: Measured) -> Iterator[None]:
 
 @contextlib.contextmanager
 def warmed_up(plan: Plan, own: Measured, caches: Path) -> Iterator[Callable[[], None]]:
-    """A process for the case, warmed up. What is given takes a round of timed steps."""
+    """Yield a warmed-up process for the case. What is given takes a round of timed steps."""
     worker = Worker(own.case, caches / re.sub(r"\W+", "-", own.case.name))
     try:
         first = worker.seconds(1)[0]

@@ -136,7 +136,7 @@ class Trainer:
         return taken
 
     def memory(self) -> dict[str, int | None]:
-        """Bytes: the peak so far, what is held between steps, and what torch's allocator had reserved (GPU only)."""
+        """Return bytes: the peak so far, what is held between steps, and what torch reserved at most (GPU only)."""
         if self.device is None:
             import psutil
 
@@ -156,7 +156,7 @@ Step = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
 def engine_step(trainer: Trainer) -> Step:
-    """A step as `training` takes it: micro-batches -> mean loss."""
+    """Return a step as `training` takes it: micro-batches -> mean loss."""
     init_distributed()
     engine, masters = make_engine(trainer.case.plan)
     engine.train()
@@ -175,7 +175,7 @@ def engine_step(trainer: Trainer) -> Step:
 
 
 def plain_step(trainer: Trainer) -> Step:
-    """The same arithmetic without DeepSpeed: micro-batches -> mean loss.
+    """Return the same arithmetic without DeepSpeed: micro-batches -> mean loss.
 
     Weights and gradients are bf16. AdamW (torch's, with the JSON's settings) updates float32 masters, which start from
     the rounded weights as the engine's do; gradients are cast to float32 and clipped by their norm before, the masters
@@ -219,7 +219,7 @@ def plain_step(trainer: Trainer) -> Step:
 
 
 def make_model(case: Case, device) -> tuple[torch.nn.Module, bool]:
-    """The model of a plain loop, seeded as the engine's, in training mode; and whether it runs under autocast."""
+    """Return the model of a plain loop, seeded as the engine's, in training mode, and whether it runs by autocast."""
     from transformers import GPT2LMHeadModel
 
     from dense_duo_predict import DenseDuoPredictLMHeadModel
@@ -250,7 +250,7 @@ def make_model(case: Case, device) -> tuple[torch.nn.Module, bool]:
 
 
 def processes():
-    """How processes are made: afresh; on a CPU, to save seconds each, from one that has imported the libraries only."""
+    """Return how processes are made: afresh; on a CPU, to save seconds, from one that has imported the libraries."""
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     use_accelerator()
@@ -322,7 +322,7 @@ class Worker:
 
 
 def _serve(pipe, case: Case, caches: Path) -> None:
-    """The worker's side: answers (value, None), or (None, why not) and ends."""
+    """Answer (value, None), or (None, why not) and end: the worker's side."""
     with (caches / "log").open("w") as file:  # what the libraries say
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

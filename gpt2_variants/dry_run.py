@@ -21,7 +21,10 @@ ASSUMED_MFU = 0.4  # of the time that a run would take; no GPU has been measured
 
 
 def describe(options: Options) -> str:
-    """What `options` ask for, as text. Reads the data, but for WikiText-103, of known size. Raises `UsageError`."""
+    """Return what `options` ask for, as text.
+
+    It reads the data, but for WikiText-103, whose size is known. It raises `UsageError`.
+    """
     if options.dataset == "wikitext-103":
         blocks, vocabulary = WIKITEXT_TOKENS // options.block_size, GPT2_VOCABULARY
         description = f"wikitext-103: about {blocks:,} blocks of {options.block_size} (not read for a dry run)"
@@ -67,12 +70,12 @@ def describe(options: Options) -> str:
 
 
 def _compiles_on_cuda(options: Options, plan: Plan) -> bool:
-    """Whether the run would be compiled on a GPU, where it would be without one too or by default."""
+    """Return whether the run would be compiled on a GPU, where it would be without one too or by default."""
     return plan.compile or (options.compile is None and not has_cuda() and plan.zero_stage < 3)
 
 
 def memory_lines(plan: Plan, model: VariantLMHeadModel, compiled: bool, gpu: Card) -> list[str]:
-    """What a run takes of each GPU by estimate, as lines of text: a table, this run, and whether it fits."""
+    """Return what a run takes of each GPU by estimate, as lines of text: a table, this run, and whether it fits."""
     demand = Demand(plan, model, compiled)
     try:
         lines = memory_table(demand)
@@ -90,7 +93,7 @@ def memory_lines(plan: Plan, model: VariantLMHeadModel, compiled: bool, gpu: Car
 
 
 def _hours(plan: Plan, gpu: Card) -> list[str]:
-    """How long the run takes on the GPU at hand, where its peak is known."""
+    """Return how long the run takes on the GPU at hand, where its peak is known."""
     peak = peak_flops(gpu.name) if gpu.here else None
     if peak is None:
         return []

@@ -80,12 +80,12 @@ def kept_aside(path: Path) -> Path:
 
 
 def holds_checkpoints(folder: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, whole or not."""
+    """Return whether a run's folder holds a checkpoint, whole or not."""
     return any((folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder is that of a run: by its `run.json`, or by a checkpoint in it."""
+    """Return whether a folder is that of a run: by its `run.json`, or by a checkpoint in it."""
     return (folder / "run.json").exists() or holds_checkpoints(folder)
 
 
@@ -111,7 +111,7 @@ def holds_nothing(file: Path) -> bool:
 
 
 def checksum_of(value: Any) -> str:
-    """The SHA-256 of a value of JSON, however it is laid out as text."""
+    """Return the SHA-256 of a value of JSON, however it is laid out as text."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 

@@ -57,7 +57,7 @@ def launch(ranks: str, words: list[str]) -> int:
 
 
 def _devices(ranks: str) -> list[int | str]:
-    """The numbers of the devices, one for each rank."""
+    """Return the numbers of the devices, one for each rank."""
     if "RANK" in os.environ:
         raise UsageError(["--num_gpus: a launcher has started this process; give it to that one"])
     if not ranks.isdecimal() or not int(ranks):

@@ -25,7 +25,7 @@ class Driver(NamedTuple):
 
 
 def driver() -> Driver | None:
-    """NVIDIA's driver; None where there is no `nvidia-smi`, or it finds no GPU."""
+    """Return NVIDIA's driver; None where there is no `nvidia-smi`, or it finds no GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

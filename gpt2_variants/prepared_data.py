@@ -119,7 +119,7 @@ def prepare(request: Request) -> int:
 
 
 def _parts(data: Data) -> "datasets.DatasetDict":
-    """Both parts with nothing beside them: what `datasets` notes of a local source holds its path."""
+    """Return both parts with nothing beside them: what `datasets` notes of a local source holds its path."""
     from datasets import Dataset, DatasetDict, DatasetInfo, Split
 
     parts = {Split.TRAIN: data.train.rows, Split.VALIDATION: data.validation.rows}
@@ -190,7 +190,7 @@ def _card_on_hub(name: str) -> str | None:
 
 @contextmanager
 def _quiet_push() -> Iterator[None]:
-    """Progress on a terminal only, and no advice from `datasets` on processes that nobody asked for."""
+    """Show progress on a terminal only, and no advice from `datasets` on processes that nobody asked for."""
     import datasets
 
     verbosity = datasets.logging.get_verbosity()

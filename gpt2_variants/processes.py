@@ -19,7 +19,7 @@ def this_process() -> dict[str, Any]:
 
 
 def lives(told: dict[str, Any]) -> bool | None:
-    """Whether the process lives that `this_process` told of; None where that cannot be known from here.
+    """Return whether the process lives that `this_process` told of; None where that cannot be known from here.
 
     It cannot of a process on another host or in another container, nor outside of Linux.
     """
@@ -35,7 +35,7 @@ def lives(told: dict[str, Any]) -> bool | None:
 
 
 def seconds_since_start() -> float:
-    """How old this process is."""
+    """Return how old this process is."""
     _, started = _stat(os.getpid())
     if started is None:
         import psutil

@@ -8,7 +8,7 @@ from .faults import RunError
 
 
 def disk_error(error: BaseException) -> tuple[int, str | None] | None:
-    """The number of what a disk refused, as in `errno`, and the file, where it is known; None of any other error.
+    """Return the number, as in `errno`, of what a disk refused and the file, where it is known; else None.
 
     The errors that led to `error` are looked at too, and what libraries that are not Python's say of one.
     """
@@ -23,7 +23,7 @@ def disk_error(error: BaseException) -> tuple[int, str | None] | None:
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What a disk refused, as `disk_error` finds it, in words with the cure; None of any other error."""
+    """Return what a disk refused, as `disk_error` finds it, in words with the cure; None of any other error."""
     if (found := disk_error(error)) is None:
         return None
     number, name = found

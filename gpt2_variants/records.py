@@ -97,7 +97,7 @@ class RunRecord:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The facts of the `run.json` in a run's folder.
+    """Return the facts of the `run.json` in a run's folder.
 
     Raises:
         DamagedRecord: it is no record of a run.
@@ -127,7 +127,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def fault_of_facts(facts: Any) -> str | None:
-    """What keeps a value of JSON from being a run's record: after "run.json", in words; None where nothing does."""
+    """Return in words, to stand after "run.json", what keeps a value of JSON from being a run's record, or None."""
     if not isinstance(facts, dict):
         return f"holds no JSON object, but {_in_json(facts)}"
     if not facts:
@@ -150,7 +150,7 @@ def _in_json(value: Any) -> str:
 
 
 def cure(folder: Path) -> str:
-    """What to do about a `run.json` that is damaged or gone."""
+    """Return what to do about a `run.json` that is damaged or gone."""
     if holds_checkpoints(folder):
         again = f"--resume_from_checkpoint auto --output_dir {shlex.quote(str(folder))}"
         return f"train_ds.py {again} rebuilds it from the newest checkpoint, or leave the run out"
@@ -158,7 +158,7 @@ def cure(folder: Path) -> str:
 
 
 def status_of(facts: dict[str, Any]) -> str:
-    """How a run stands, by its record: as `status` says, but "died" where the process that was running is gone.
+    """Return how a run stands, by its record: as `status` says, but "died" where the process that was running is gone.
 
     Of a process on another host, which cannot be asked, "running (on HOST)".
     """
@@ -174,7 +174,7 @@ def status_of(facts: dict[str, Any]) -> str:
 
 
 def never_began(folder: Path) -> bool:
-    """Whether the run in `folder` ended before its first step, so that there is nothing of it to go on with."""
+    """Return whether the run in `folder` ended before its first step, so that there is nothing of it to go on with."""
     metrics = folder / METRICS
     checkpoints = (folder / CHECKPOINTS).glob("*")
     if (metrics.is_file() and not holds_nothing(metrics)) or any(not p.name.startswith(TEMPORARY) for p in checkpoints):
@@ -197,7 +197,7 @@ def asked_options(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded_streams(facts: dict[str, Any]) -> list[Stream]:
-    """The `streams` of a run's record; none of an older one."""
+    """Return the `streams` of a run's record; none of an older one."""
     told = facts.get("streams") or []
     return [Stream(of["name"], of["title"], of["caveat"], of.get("sees_ahead", 0)) for of in told]
 
@@ -212,7 +212,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The GPU's name, or the CPU's."""
+    """Return the GPU's name, or the CPU's."""
     import torch
 
     if torch.cuda.is_available():
@@ -225,7 +225,7 @@ def device_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the package's own files, with "-dirty" where they differ from it; None outside a repository."""
+    """Return the commit of the package's files, with "-dirty" where they differ from it; None outside a repository."""
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -71,7 +71,7 @@ class Variant:
         return self.model_class.config_class
 
     def config_fields(self) -> dict[str, Any]:
-        """Name -> annotation of every config field that a run may choose: GPT-2's and the variant's own.
+        """Return name -> annotation of every config field that a run may choose: GPT-2's and the variant's own.
 
         Not those of other heads and uses (`summary_*`, cross-attention, untied embeddings), nor what the run itself
         sets (the cache, the tokenizer's special ids).
@@ -102,7 +102,7 @@ class Variant:
         return self.config_class(**values)
 
     def num_parameters(self, size: str = "gpt2-medium", tokenizer_size: int = GPT2_VOCABULARY) -> int:
-        """Parameters of the model at `size`, tied ones counted once, with as many positions as its block size."""
+        """Return the number of parameters at `size`, tied ones counted once, with a position for each of its block."""
         return self.on_meta(self.make_config(size, tokenizer_size, self.block_size)).num_parameters()
 
     def on_meta(self, config: "GPT2Config") -> "VariantLMHeadModel":

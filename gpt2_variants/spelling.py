@@ -26,13 +26,13 @@ class Spelling:
         self._added = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items()}
 
     def text(self, ids: list[int]) -> str:
-        """The text of `ids`, without special tokens."""
+        """Return the text of `ids`, without special tokens."""
         if self._is_byte_level:
             return b"".join(map(self._bytes, ids)).decode("utf-8", ESCAPED)
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def quoted(self, id: int) -> str:
-        """One token in quotes, special ones too; as Python writes bytes, b'\\xe2', where it is no text by itself."""
+        """Return a token in quotes, a special one too, or as Python writes bytes, b'\\xe2', where it is no text."""
         if id in self._added:
             return repr(self._added[id])
         if self._is_byte_level:
@@ -44,7 +44,7 @@ class Spelling:
         return repr(self.tokenizer.decode([id], clean_up_tokenization_spaces=False))
 
     def streamer(self) -> BaseStreamer:
-        """What prints the tokens of `generate` to stdout as they come, and a new line at the end."""
+        """Return what prints the tokens of `generate` to stdout as they come, and a new line at the end."""
         if self._is_byte_level:
             return ByteStreamer(self)
         return TextStreamer(self.tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -102,7 +102,7 @@ def write(folder: Path, name: str, rows: list[dict]) -> None:
 
 
 def load_run(folder: Path):
-    """The data that the run in `folder` was trained on.
+    """Return the data that the run in `folder` was trained on.
 
     Raises:
         ValueError: no run is there, its data cannot be had, or are others by now.

@@ -9,7 +9,7 @@ from .command import Command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `check`."""
+    """Add the arguments of `check`."""
     parser.add_argument(
         "variant", metavar="NAME|FILE", help="a variant of the package, or a file or module of your own"
     )

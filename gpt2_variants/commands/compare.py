@@ -30,7 +30,7 @@ AXES = ("tokens", "flops", "time")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `compare`, beside those of training."""
+    """Add the arguments of `compare`, beside those of training."""
     add = parser.add_argument
     add(
         "--variants",

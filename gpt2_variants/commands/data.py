@@ -8,7 +8,7 @@ from .shared_options import add_number, add_reading, number, reading_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `data`."""
+    """Add the arguments of `data`."""
     parser.add_argument("dataset", metavar="SOURCE", help="what --dataset takes for training")
     parser.add_argument(
         "--tokenizer", metavar="NAME", default="builtin", help="a folder, a Hub id, or builtin (default: builtin)"

@@ -12,7 +12,7 @@ from .shared_options import add_model, add_number, number, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `evaluate`."""
+    """Add the arguments of `evaluate`."""
     add_model(parser)
     parser.add_argument(
         "--dataset", metavar="NAME", required=True, help="what training takes: a file, a folder, a Hub id, builtin, ..."

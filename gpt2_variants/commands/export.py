@@ -7,7 +7,7 @@ from .command import Command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `export`."""
+    """Add the arguments of `export`."""
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",

@@ -10,7 +10,7 @@ from .shared_options import add_model, add_number, number, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `generate`."""
+    """Add the arguments of `generate`."""
     add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="what to continue")
     add_number(parser, "--max_new_tokens", "60", "tokens to add; with --show_surprise it may be 0: the prompt alone")

@@ -9,7 +9,7 @@ from .shared_options import READING, add_number, add_reading, number, reading_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `prepare`."""
+    """Add the arguments of `prepare`."""
     parser.add_argument(
         "--dataset", metavar="NAME", required=True, help="what training takes: a file, a folder, a Hub id, builtin, ..."
     )

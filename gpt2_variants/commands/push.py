@@ -8,7 +8,7 @@ from .command import Command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `push`."""
+    """Add the arguments of `push`."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder, such as runs/duo_predict")
     parser.add_argument(
         "--hub_model_id",

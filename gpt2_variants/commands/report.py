@@ -7,7 +7,7 @@ from .command import Command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `report`."""
+    """Add the arguments of `report`."""
     parser.add_argument(
         "runs",
         metavar="RUN",

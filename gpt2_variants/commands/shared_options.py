@@ -16,7 +16,7 @@ READING = frozenset(f.name for f in dataclasses.fields(Reading))  # options that
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options of opening a saved model."""
+    """Add the options of opening a saved model."""
     parser.add_argument(
         "--model", metavar="FOLDER", type=Path, required=True, help="a model folder, such as runs/duo_predict/model"
     )
@@ -41,7 +41,7 @@ def open_model(arguments: argparse.Namespace, dtype: str = "float32") -> "SavedM
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options of reading, as for training."""
+    """Add the options of reading, as for training."""
     for f in option_fields():
         if f.name in READING:
             parser.add_argument(f"--{f.name}", metavar="X", help=f.metadata["help"])
@@ -60,7 +60,7 @@ def reading_of(arguments: argparse.Namespace, faults: list[str]) -> Reading:
 
 
 def add_number(parser: argparse.ArgumentParser, name: str, default: str, help: str, metavar: str = "N") -> None:
-    """A numeric option; its text is converted by `number`, so that all faults are told at once."""
+    """Add a numeric option; its text is converted by `number`, so that all faults are told at once."""
     parser.add_argument(name, metavar=metavar, default=default, help=f"{help} (default: {default})")
 
 

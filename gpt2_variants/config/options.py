@@ -194,7 +194,7 @@ class Options:
         return self.hub_model_id or Path(self.output_dir).absolute().name
 
     def make_config(self, tokenizer_size: int) -> "GPT2Config":
-        """The model's config for a tokenizer of `tokenizer_size` entries. Raises what the config class raises."""
+        """Return the model's config for a tokenizer of `tokenizer_size` entries. Raise what the config class raises."""
         # As many positions as are trained: more would be exported as they were initialised.
         fields: dict[str, Any] = {"n_positions": self.block_size, "bos_token_id": None, "eos_token_id": None}
         if self.init_from is not None:

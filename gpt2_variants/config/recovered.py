@@ -31,7 +31,7 @@ class Recovered(NamedTuple):
 
 
 def facts_of_run(folder: Path) -> Recovered:
-    """What the record of the run in `folder` says or, where it is damaged or gone, what a checkpoint says of it.
+    """Return what the record of the run in `folder` says or, where it is damaged or gone, what a checkpoint says of it.
 
     Raises:
         ValueError: the system does not let it be read; a line.
@@ -49,7 +49,7 @@ def facts_of_run(folder: Path) -> Recovered:
 
 
 def _facts_in(checkpoint: Path) -> dict[str, Any] | None:
-    """The record in a checkpoint; None where its files are not all there, or tell none.
+    """Return the record in a checkpoint; None where its files are not all there, or tell none.
 
     Their content is verified when it is loaded.
     """
@@ -65,7 +65,7 @@ def _facts_in(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _of_plan(plan: dict[str, Any]) -> dict[str, Any]:
-    """A record that comes to `plan`, for a checkpoint of a version that kept the plan alone.
+    """Return a record that comes to `plan`, for a checkpoint of a version that kept the plan alone.
 
     All that can be asked for is taken for asked, and the rest stands in the DeepSpeed JSON, where "auto" is put at what
     the options say. What a preset chose is not told any more.

@@ -187,7 +187,7 @@ def _fault_of_older(prepared: Path, block_size: int) -> str | None:
 def load_tokens(
     dataset: str, tokenizer: str, block_size: int, split: str, reading: Reading | None = None
 ) -> np.ndarray:
-    """A source as one stream of token ids, to evaluate on.
+    """Return a source as one stream of token ids, to evaluate on.
 
     Args:
         dataset: as for `load`.
@@ -336,7 +336,7 @@ def _build(
 
 
 def _said_of_text(source: Source, tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> list[str]:
-    """How the text is joined, where that is not as it stands in the source, in words."""
+    """Return how the text is joined, where that is not as it stands in the source, in words."""
     if not source.is_text:
         return []
     if source.separator != NO_SEPARATOR:

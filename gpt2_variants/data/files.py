@@ -54,7 +54,7 @@ class Selection:
 
 
 def listed(files: list[Path]) -> str:
-    """Files in words: how many, of which kinds, of how many bytes."""
+    """Return files in words: how many, of which kinds, of how many bytes."""
     kinds = Counter(suffix_of(file) for file in files)
     size = sum(file.stat().st_size for file in files)
     shown = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))

@@ -140,7 +140,7 @@ def _npy(path: Path, _: str | None) -> Iterator[list[np.ndarray]]:
 
 
 def _bin(path: Path, _: str | None) -> Iterator[list[np.ndarray]]:
-    """nanoGPT's uint16 without a header, or llm.c's with one, which tells the number of ids and their size."""
+    """Read nanoGPT's uint16 without a header, or llm.c's with one, which tells the number of ids and their size."""
     ids: Any
     head = np.fromfile(path, dtype="<i4", count=3)
     if len(head) == 3 and int(head[0]) in LLM_C_MAGIC:

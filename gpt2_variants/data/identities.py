@@ -13,7 +13,7 @@ from .tokenizers import BUILTIN_VOCAB_SIZE
 
 
 def dataset_identity(dataset: str, cache_dir: Path | None) -> Any:
-    """What the content of a source hangs on: the bytes of local data wherever they lie, the name of a Hub set."""
+    """Return what decides the content of a source: the bytes of local data wherever they lie, a Hub set's name."""
     if dataset == "builtin":
         return {"builtin": hashlib.sha256(json.dumps(builtin_corpus()).encode()).hexdigest()}
     if is_hub_dataset(dataset):

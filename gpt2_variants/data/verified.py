@@ -83,7 +83,7 @@ def fault_of(folder: Path, cache: Path) -> str | None:
 
 
 def is_known_whole(folder: Path, cache: Path) -> bool:
-    """Whether the data in `folder` are whole, as far as can be said without reading them; False where it cannot."""
+    """Return whether the data in `folder` are known to be whole without reading them."""
     try:
         files = read_info(folder).get("files")
         if files is None:

@@ -72,7 +72,7 @@ def forest(rows: Sequence[Row], x_label: str, zero: str) -> Drawn:
 
 
 def _say(axes: Any, row: Row, number: int) -> None:
-    """The row's label at the left and its word at the right, above the interval."""
+    """Write the row's label at the left and its word at the right, above the interval."""
     label = row.label if len(row.label) <= 44 else f"{row.label[:43]}…"
     beside = {"xycoords": ("axes fraction", "data"), "va": "center", "size": 11}
     behind = {"facecolor": BOX, "edgecolor": "none", "pad": 1.0}  # so that no line crosses it

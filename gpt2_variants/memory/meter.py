@@ -50,7 +50,7 @@ class Step:
 
 
 def kept_bytes(model: VariantLMHeadModel, block_size: int, checkpointing: bool = False, compiled: bool = False) -> int:
-    """Bytes in bf16 that each sequence of `block_size` tokens leaves behind at the end of a forward pass."""
+    """Return bytes in bf16 that each sequence of `block_size` tokens leaves behind at the end of a forward pass."""
     one, two = (faked_step(model, n, block_size, checkpointing, compiled).kept for n in (1, 2))
     return two - one  # without what does not grow with the batch
 

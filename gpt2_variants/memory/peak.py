@@ -82,17 +82,17 @@ class Demand:
         )
 
     def states(self, sharding: Sharding | None = None) -> States:
-        """Weights, gradients and optimizer states."""
+        """Return the bytes of weights, gradients and optimizer states."""
         return model_states(self._total, self._largest, sharding or self.sharding())
 
     def peak(self, micro_batch: int, sharding: Sharding | None = None) -> int:
-        """Bytes at the peak of a step on `micro_batch` sequences. Raises `NoEstimate`."""
+        """Return bytes at the peak of a step on `micro_batch` sequences. Raise `NoEstimate`."""
         states = self.states(sharding)
         of_passes = self._most(micro_batch, states.gradient_share, states.buffers)
         return max(states.at_step, states.held + of_passes)
 
     def activations(self, micro_batch: int) -> int:
-        """Bytes beside all states at the peak of a step on `micro_batch` sequences. Raises `NoEstimate`."""
+        """Return bytes beside all states at the peak of a step on `micro_batch` sequences. Raise `NoEstimate`."""
         return self._most(micro_batch, 0.0, 0)
 
     def largest_that_fits(self, room: int) -> int | None:

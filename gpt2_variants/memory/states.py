@@ -86,7 +86,7 @@ def model_states(total: int, largest: int, sharding: Sharding) -> States:
 
 
 def _offloaded(total: int, largest: int, gpus: int) -> tuple[int, int]:
-    """Bytes on a node's CPU and on each GPU, by DeepSpeed's own estimator."""
+    """Return bytes on a node's CPU and on each GPU, by DeepSpeed's own estimator."""
     use_accelerator()
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 

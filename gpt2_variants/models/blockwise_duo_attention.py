@@ -89,7 +89,7 @@ def _streams(
     dropout: float,
     scale: float,
 ) -> Iterator[tuple[_Blocks, tuple[torch.Tensor, ...]]]:
-    """Both streams of a few heads after the other; of the `tensors` (B * H, ., .), the first are query, key and value.
+    """Yield both streams of a few heads after the other; `tensors` (B * H, ., .) are query, key, value and others.
 
     Few enough heads that the probabilities of a block stay in a CPU's cache. Yields `_Blocks`, and the heads' tensors.
     """

@@ -59,7 +59,9 @@ def causal_attention_backward(
     scale: float,
     kernel: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `query`, `key` and `value` (B, H, S, D), given `out` and `lse` of a softmax over these keys or more.
+    """Return gradients of `query`, `key` and `value` (B, H, S, D).
+
+    `out` and `lse` are those of a softmax over these keys or more.
 
     `random` is the state of the dropout that `causal_attention` returned.
     """

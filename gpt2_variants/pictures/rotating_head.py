@@ -7,7 +7,7 @@ from .kinds import Picture, frequency_map, histogram, mean_and_sd
 
 
 def frequencies(model: Any) -> Any:
-    """The frequencies that a rotating-head model uses, (L, H, D/2), in radians per position; after its norm, if any."""
+    """Return the frequencies that a rotating-head model uses, (L, H, D/2), in radians per position, after its norm."""
     import torch
 
     one = torch.ones(1)  # the angle at position 1

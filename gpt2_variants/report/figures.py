@@ -29,7 +29,7 @@ def as_json(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> str:
 
 
 def as_csv(groups: Sequence[Group], verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """Name of a CSV file -> its text: the evaluations of all runs, and the differences where there are some."""
+    """Return name of a CSV file -> its text: the evaluations of all runs, and the differences where there are some."""
     evaluations = [
         {**{k: v for k, v in run.items() if k != "evaluations"}, **record}
         for group in groups

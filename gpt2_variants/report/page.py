@@ -147,7 +147,7 @@ def _shown(section: Section) -> _ShownSection:
 
 
 def _links(runs: Sequence[SavedRun], out: Path) -> dict[str, str]:
-    """Name of a run's folder -> its URL, relative to the page."""
+    """Return name of a run's folder -> its URL, relative to the page."""
     relative = {str(run.folder): os.path.relpath(run.folder.resolve(), out.resolve()) for run in runs}
     return {name: urllib.parse.quote(Path(path).as_posix()) + "/" for name, path in relative.items()}
 

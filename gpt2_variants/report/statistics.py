@@ -100,7 +100,7 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given.
+    """Return Holm's step-down adjusted p-values, in the order given.
 
     Of all those below `ALPHA` the chance that one is of no difference is at most `ALPHA`, however they hang together.
     """

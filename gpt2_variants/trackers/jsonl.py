@@ -43,7 +43,7 @@ KINDS = {"training": "loss", "evaluations": "eval_loss"}  # a kind of record -> 
 
 
 def steps_of(logged: Any, kind: str) -> Steps:
-    """The steps of one of `KINDS` in what `JsonlTracker.logged` gave; none where it is not of that form."""
+    """Return the steps of one of `KINDS` in what `JsonlTracker.logged` gave; none where it is not of that form."""
     steps = Steps()
     ranges = logged.get(kind) if isinstance(logged, dict) else None
     for entry in ranges if isinstance(ranges, list) else ():
@@ -64,7 +64,7 @@ def lost_steps(logged: Any, records: Iterable[dict[str, Any]]) -> dict[str, Step
 
 
 def in_words(damaged: int, lost: dict[str, Steps]) -> str:
-    """What is wrong with a `metrics.jsonl`; "" where nothing is."""
+    """Return what is wrong with a `metrics.jsonl`; "" where nothing is."""
     parts = [f"{damaged} line{'s are' if damaged > 1 else ' is'} no record of a step"] if damaged else []
     parts += [f"the {kind.removesuffix('s')} records of step {steps} are lost" for kind, steps in lost.items()]
     return "; ".join(parts)
@@ -155,5 +155,5 @@ class JsonlTracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order, without what is none."""
+    """Return the records of a `metrics.jsonl`, in order, without what is none."""
     return read_lines(path).records

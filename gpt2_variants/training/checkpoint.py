@@ -39,7 +39,7 @@ def _not_written(step: int, reason: str) -> str:
 
 
 def name_of(step: int) -> str:
-    """The folder name of the checkpoint after `step` optimizer steps."""
+    """Return the folder name of the checkpoint after `step` optimizer steps."""
     return f"step-{step:08d}"
 
 
@@ -220,7 +220,7 @@ def set_aside(root: Path, first_step: int, beside: Path) -> Path | None:
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder: a line; None if it is whole."""
+    """Return what is wrong with a checkpoint folder: a line; None if it is whole."""
     try:
         manifest = read_manifest_of(checkpoint)
         files = {
@@ -262,7 +262,7 @@ def mark(checkpoint: Path, why: str) -> None:
 
 
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint under `root`, or None; and a line for each newer one that is not, or is marked."""
+    """Return the newest whole checkpoint under `root`, or None, and a line for each newer one that is passed over."""
     passed_over: list[str] = []
     for checkpoint in sorted(root.glob("step-*"), reverse=True):
         fault = fault_of(checkpoint)
@@ -276,5 +276,5 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The facts stored with a checkpoint: "step", and what `save` was given."""
+    """Return the facts stored with a checkpoint: "step", and what `save` was given."""
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))

@@ -82,7 +82,7 @@ def keep_freed_memory() -> None:
 
 
 def make_engine(plan: Plan, warm: WarmStart | None = None, universal: bool = False) -> tuple[Any, Float32Masters]:
-    """DeepSpeed's engine around the new model of `plan`, and that model's `Float32Masters`.
+    """Return DeepSpeed's engine around the new model of `plan`, and that model's `Float32Masters`.
 
     Args:
         universal: the engine is to load a checkpoint in DeepSpeed's universal format.

@@ -49,7 +49,7 @@ def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
 
 
 def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor]:
-    """The float32 master weights in a whole checkpoint: name -> weight, on the CPU, without the tied `lm_head.weight`.
+    """Return the float32 master weights in a whole checkpoint: name -> weight, without the tied `lm_head.weight`.
 
     Needs no GPU and no process group, whatever the number of ranks that saved it. DeepSpeed's files are pickles.
 
@@ -72,7 +72,7 @@ def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor
 
 
 def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
-    """From a file of ZeRO stage 0, which holds the masters by parameter group, without names."""
+    """Read them from a file of ZeRO stage 0, which holds the masters by parameter group, without names."""
     with weights_only():
         states = torch.load(file, map_location="cpu", weights_only=True)
     weights = {name: weight for name, weight in states["module"].items() if name != "lm_head.weight"}
@@ -89,7 +89,7 @@ def _weights_without_zero(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_universal(engine: Any, checkpoint: Path) -> dict[str, Any]:
-    """As `load`, of a checkpoint whose states were cut for another number of ranks, or at stage 1 for 2 or the reverse.
+    """Do as `load` with a checkpoint whose states were cut for another number of ranks, or stage 1 for 2 or back.
 
     `engine` must have been made with `"checkpoint": {"load_universal": true}`. Rank 0 converts the checkpoint to
     DeepSpeed's universal format, in a temporary folder beside it that is gone afterwards; it needs the room of another

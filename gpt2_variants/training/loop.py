@@ -121,11 +121,11 @@ class Loop:
         return 0
 
     def _is_due(self, cadence: str) -> bool:
-        """Whether the step that was just taken is one of those, or the last one."""
+        """Return whether the step that was just taken is one of those, or the last one."""
         return self.step % getattr(self.plan, cadence) == 0 or self.step == self.plan.total_steps
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """This rank's micro-batches, from the present step on."""
+        """Return this rank's micro-batches, from the present step on."""
         sampler = GlobalBatchSampler(
             num_blocks=len(self.data.train),
             batch_size=self.plan.train_batch_size,
@@ -139,7 +139,7 @@ class Loop:
         return iter(data_loader(self.data.train, sampler, pin_memory=torch.cuda.is_available()))
 
     def _optimizer_step(self, micro_batches: Iterator[dict[str, torch.Tensor]]) -> StepLosses:
-        """One optimizer step; this rank's part of its losses."""
+        """Take one optimizer step, and return this rank's part of its losses."""
         accumulation = self.plan.gradient_accumulation_steps
         next_tokens = self._blocks_in_step(self.step) * (self.plan.block_size - 1)
         self.rate = self.engine.optimizer.param_groups[0]["lr"]
@@ -162,17 +162,17 @@ class Loop:
         return losses
 
     def _blocks_in_step(self, step: int) -> int:
-        """Blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
+        """Return blocks in the global batch of 0-based `step`: the last batch of an epoch may be short."""
         first = step % self.plan.steps_per_epoch * self.plan.train_batch_size
         return min(self.plan.train_batch_size, len(self.data.train) - first)
 
     def _tokens(self, steps: int) -> int:
-        """Training tokens in the first `steps` optimizer steps."""
+        """Return training tokens in the first `steps` optimizer steps."""
         epochs, rest = divmod(steps, self.plan.steps_per_epoch)
         return (epochs * len(self.data.train) + rest * self.plan.train_batch_size) * self.plan.block_size
 
     def _check_finite(self) -> None:
-        """Raises NonFiniteLoss, on all ranks, if a step since the last check had a loss that is not finite."""
+        """Raise NonFiniteLoss, on all ranks, if a step since the last check had a loss that is not finite."""
         steps = self.first_bad_step.clone()
         dist.all_reduce(steps, op=dist.ReduceOp.MAX)
         if step := int(steps):
@@ -180,7 +180,7 @@ class Loop:
             raise NonFiniteLoss(f"the loss of step {step} (epoch {epoch}, global batch {batch}) is not finite", step)
 
     def _report_first_step(self, losses: StepLosses, progress: Progress) -> None:
-        """How long it took, and all before it; into the last of `run.json`'s starts. Waits for the device.
+        """Record how long it took, and all before it, in the last of `run.json`'s starts. It waits for the device.
 
         The speed counts from here on: the first step compiles and warms up.
         """
@@ -198,7 +198,7 @@ class Loop:
         self.logged = (self.clock.elapsed, self._tokens(self.step))
 
     def _log_training(self, losses: StepLosses, progress: Progress) -> None:
-        """A line of metrics. Waits for the device."""
+        """Log a line of metrics. It waits for the device."""
         means = losses.means()
         seconds, tokens = self.logged
         self.logged = (self.clock.elapsed, self._tokens(self.step))
@@ -279,7 +279,7 @@ class Loop:
         )
 
     def _kept_too(self) -> set[int]:
-        """Steps of checkpoints that are not deleted: of the best evaluation, and the last before a divergence."""
+        """Return steps whose checkpoints are not deleted: the best evaluation's, and the last before a divergence."""
         if out_of_range(self.losses, self.step) is None:
             self.last_sound = self.step
         return {step for step in (self.best.get("step"), self.last_sound) if step not in (None, self.step)}
@@ -331,7 +331,7 @@ class Loop:
         return [self.metrics, *named]
 
     def _weights_to_export(self) -> dict[str, torch.Tensor] | None:
-        """The float32 weights of the last step or, if asked for, of the best evaluation, on rank 0; and its figures."""
+        """Return, on rank 0, the float32 weights of the last or, if asked for, the best step, and its figures."""
         figures = {k: v for k, v in self.best.items() if k != "step"} or self.last_figures
         if figures:  # a run that was killed between its last checkpoint and the export has nothing left to evaluate
             self.record.update(final_eval=figures, train_seconds=round(self.clock.elapsed, 3))

@@ -34,7 +34,7 @@ class StepLosses:
         return self._total / self._accumulation
 
     def means(self) -> dict[str, Any]:
-        """Of the global batch, in nats: "loss", "next_token_loss", and the like of every further stream of predictions.
+        """Return "loss", "next_token_loss", and the like of every further stream, of the global batch and in nats.
 
         A stream's is the mean over its predictions, all alike; None where there are none. To be called on all ranks;
         waits for the device, once.

@@ -11,7 +11,7 @@ from ..models.modeling_base import Float32Parameters
 
 
 def float32_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter, of the modules that are `Float32Parameters`."""
+    """Return name -> parameter, of the modules that are `Float32Parameters`."""
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules()
@@ -51,7 +51,7 @@ class Float32Masters:
 
 
 def float32_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
-    """Name -> float32 master weight on the CPU, on rank 0; None elsewhere. A collective."""
+    """Return name -> float32 master weight on the CPU, on rank 0; None elsewhere. A collective."""
     weights = {}
     for name, parameter in engine.module.named_parameters():
         weight = _master(engine, parameter)
@@ -61,7 +61,7 @@ def float32_state_dict(engine: Any) -> dict[str, torch.Tensor] | None:
 
 
 def _master(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
-    """The float32 master of `parameter`, whole. A collective."""
+    """Return the float32 master of `parameter`, whole. A collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     if _has_zero_master(parameter):
@@ -71,7 +71,7 @@ def _master(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
 
 @torch.no_grad()
 def _masters(engine: Any, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
-    """The float32 masters of `parameters`, whole: with ZeRO stages 1 and 2 by one all-reduce for all. A collective."""
+    """Return the float32 masters of `parameters`, whole; ZeRO 1 and 2 take one all-reduce for all. A collective."""
     if not all(hasattr(parameter, "_hp_mapping") for parameter in parameters):
         return [_master(engine, parameter) for parameter in parameters]
     if not parameters:

@@ -14,7 +14,7 @@ WHY = {
 
 
 def opening(options: Options, plan: Plan, device: str) -> list[str]:
-    """The lines that a run begins with, where nothing unusual has to be said.
+    """Return the lines that a run begins with, where nothing unusual has to be said.
 
     Args:
         options: resolved.
@@ -35,7 +35,7 @@ def opening(options: Options, plan: Plan, device: str) -> list[str]:
 
 
 def _chosen(options: Options, plan: Plan) -> str:
-    """What was chosen for the user, and by what."""
+    """Return what was chosen for the user, and by what."""
     by_preset = [choice for choice in options.chosen if not choice.startswith("preset=")]
     by_machine = [f"{choice} ({WHY[choice]})" for choice in plan.chosen if choice in WHY]
     said = ""

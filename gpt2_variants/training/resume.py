@@ -42,7 +42,7 @@ class Start:
 
 
 def agree_on_start(options: Options, plan: Plan) -> Start:
-    """Where to begin, chosen and verified by rank 0, which says what changes. Raises `UsageError` on all ranks."""
+    """Return where to begin, which rank 0 chooses and verifies; it says what changes. All ranks raise `UsageError`."""
     return decided_by_rank_0(lambda: _choose(options, plan)) if options.resumes else Start()
 
 
@@ -80,7 +80,7 @@ def _say_if_died(folder: Path) -> None:
 
 
 def _newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; one that its last start went on from, where it has none of its own."""
+    """Return the newest whole checkpoint of a run or, where it has none, the one that its last start went on from."""
     path = _newest_in(folder / CHECKPOINTS)
     if path is not None:
         return path
@@ -95,7 +95,7 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _named(path: Path) -> Path:
-    """The checkpoint that a path means: a run's folder and its `checkpoints` mean the newest one in it."""
+    """Return the checkpoint that a path means: a run's folder and its `checkpoints` mean the newest one in it."""
     for root in (path / "checkpoints", path):
         if root.name == "checkpoints" and root.is_dir():
             newest = _newest_in(root.resolve())
@@ -106,7 +106,7 @@ def _named(path: Path) -> Path:
 
 
 def _newest_in(root: Path) -> Path | None:
-    """The newest checkpoint to go on from; those that are passed over are said."""
+    """Return the newest checkpoint to go on from; those that are passed over are said."""
     path, passed_over = checkpoint.newest_valid(root)
     for line in passed_over:
         print(line, file=sys.stderr)
@@ -121,7 +121,7 @@ def _whole(path: Path) -> Path:
 
 
 def _contradictions(path: Path, manifest: dict[str, Any], plan: Plan) -> list[str]:
-    """A line for each thing that decides weights or data, and is another one than the checkpoint was made with."""
+    """Return a line for each thing that decides weights or data, and differs from the checkpoint's."""
     saved, now = manifest["identity"], json.loads(json.dumps(plan.identity()))
     if saved["variant"] != now["variant"]:
         now = {"variant": now["variant"]}  # all else follows from it
@@ -161,7 +161,7 @@ def _contradictions(path: Path, manifest: dict[str, Any], plan: Plan) -> list[st
 
 
 def _saved_model(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
-    """The config fields of a checkpoint; an older one tells them by the model's config that it holds."""
+    """Return the config fields of a checkpoint; an older one tells them by the model's config that it holds."""
     config = path / checkpoint.MODEL / "config.json"
     if "model" in saved:
         return saved["model"]
@@ -183,7 +183,7 @@ def _sharding_faults(path: Path, saved: dict[str, int], plan: Plan) -> list[str]
 
 
 def _changes(saved: dict[str, Any] | None, plan: Plan) -> list[str]:
-    """What of the plan is different from the one that the checkpoint was made by; nothing where it does not tell."""
+    """Return how the plan differs from the one that made the checkpoint; nothing where it does not tell."""
     if saved is None:
         return []
     now = json.loads(json.dumps(as_dict(plan)))

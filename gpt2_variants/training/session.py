@@ -88,7 +88,7 @@ def _train(options: Options, data: Data, plan: Plan, stopper: Stopper) -> Traine
 
 
 def prepare(options: Options) -> tuple[Data, Plan]:
-    """The data of resolved options, and the plan that they come to on the ranks there are. Raises `UsageError`."""
+    """Return the data of resolved options, and their plan on the ranks there are. Raise `UsageError`."""
     data = load_data(options)
     facts, config, world = facts_of(data), _model_config(options, data), world_size()
     plan = make_plan(options, facts, config, world)
@@ -133,7 +133,7 @@ def _demand(plan: Plan) -> Demand:
 
 
 def _smallest_card() -> Card:
-    """The card with the least memory of all ranks. A collective."""
+    """Return the card with the least memory of all ranks. A collective."""
     cards = [card()] * world_size()
     if len(cards) > 1:
         dist.all_gather_object(cards, cards[0])
@@ -148,7 +148,7 @@ def _say_stuck(record: RunRecord, number: int) -> None:
 
 
 def _nothing_left(folder: Path, plan: Plan, start: Start) -> bool:
-    """Whether the run has been trained to its end and exported; said on rank 0."""
+    """Return whether the run has been trained to its end and exported; said on rank 0."""
     if start.checkpoint is None or start.step < plan.total_steps or start.checkpoint.parent != _checkpoints(folder):
         return False
     finished = facts_of_run(folder).facts.get("status") == "finished" and (folder / "model" / "config.json").is_file()
@@ -182,7 +182,7 @@ def _model_config(options: Options, data: Data) -> GPT2Config:
 
 
 def _warm_start(options: Options, config: GPT2Config) -> WarmStart | None:
-    """What the model takes over from `--init_from`, said on rank 0. Raises `UsageError`."""
+    """Return what the model takes over from `--init_from`, said on rank 0. Raise `UsageError`."""
     if options.init_from is None:
         return None
     try:

@@ -37,7 +37,7 @@ def pass_over_ruined(root: Path, metrics: Path) -> list[str]:
 
 
 def out_of_range(records: Sequence[dict[str, Any]], step: int) -> str | None:
-    """What speaks against the weights after `step`, in words: a loss `OUT_OF_RANGE` above the lowest before it.
+    """Return what speaks against the weights after `step`, in words: a loss `OUT_OF_RANGE` above the lowest before it.
 
     Those losses count that tell most of these weights: the training loss logged last by then, that of the next step,
     which they gave, and the validation loss after `step`.
@@ -62,7 +62,7 @@ def out_of_range(records: Sequence[dict[str, Any]], step: int) -> str | None:
 
 
 def not_finite_in(path: Path) -> str | None:
-    """What in a checkpoint's weights or optimizer states is not finite, in words; None where all is.
+    """Return what in a checkpoint's weights or optimizer states is not finite, in words; None where all is.
 
     Reads all of it, one file after the other.
     """

@@ -59,7 +59,7 @@ class Stopper:
         self._signal = self._signal or number  # of Ctrl-C the launcher makes a SIGTERM too
 
     def agreed(self) -> int:
-        """The signal all ranks are to stop for, 0 for none. A collective: every rank calls it at the same step."""
+        """Return the signal that all ranks are to stop for, or 0. A collective: all ranks call it at the same step."""
         if not self._signal and self._parents and _launcher_chain()[: len(self._parents)] != self._parents:
             self._signal = signal.SIGTERM
         if dist.get_world_size() == 1:
@@ -77,14 +77,14 @@ class Stopper:
             dist.barrier(group=self._of_all())
 
     def _of_all(self) -> Any:
-        """A group of all ranks over the host, for which no GPU is synchronised with; made at the first call."""
+        """Return a group of all ranks over the host, for which no GPU is synchronised with; made at the first call."""
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
         return self._group
 
 
 def _launcher_chain() -> tuple[int, ...]:
-    """This rank's parent and, if that is DeepSpeed's `launch.py`, the `deepspeed` process that started it.
+    """Return this rank's parent and, if that is DeepSpeed's `launch.py`, the `deepspeed` process that started it.
 
     Empty where no launcher is at work: a shell may end before the run it started.
     """
