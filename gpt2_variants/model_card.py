@@ -153,7 +153,7 @@ def _recipe(facts: dict[str, Any], plan: dict[str, Any], source: SourceName) -> 
         "weights": f"those of step {best['step']}, where the validation loss was lowest" if best else None,
         "hardware": f"{start['world_size']} x {start['device']}, DeepSpeed ZeRO {plan['zero_stage']}",
         "seconds of training": f"{facts['train_seconds']:,.0f}" if facts.get("train_seconds") else None,
-        "chosen by the preset": ", ".join(plan["chosen"]) if plan.get("chosen") else None,
+        "chosen for the user": ", ".join(plan["chosen"]) if plan.get("chosen") else None,
         "versions": ", ".join(f"{package} {version}" for package, version in facts["versions"].items()),
         "commit": facts.get("git_commit"),
     }
