@@ -215,15 +215,16 @@ def test_48_layers_of_which_each_scales_its_attention_compile_within_the_limit(m
             f, **others, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True
         ),
     )
-    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
-        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-    torch._dynamo.reset()
-    model = tiny("gpt2", n_layer=48, scale_attn_by_inverse_layer_idx=True)
-    allow_recompilations(48)
-    model.compile_parts(together=1)  # as under gradient checkpointing
-    for batch in (2, 1):  # full, and short
-        ids = random_ids(batch, 24)
-        model(ids, labels=ids, skip_logits=True)
+    limits = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    # monkeypatch would delete them at its end: they are no attributes of the module itself
+    with torch._dynamo.config.patch({name: getattr(torch._dynamo.config, name) for name in limits}):
+        torch._dynamo.reset()
+        model = tiny("gpt2", n_layer=48, scale_attn_by_inverse_layer_idx=True)
+        allow_recompilations(48)
+        model.compile_parts(together=1)  # as under gradient checkpointing
+        for batch in (2, 1):  # full, and short
+            ids = random_ids(batch, 24)
+            model(ids, labels=ids, skip_logits=True)
     assert len(graphs) > 64
 
 
