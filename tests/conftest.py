@@ -74,6 +74,16 @@ def variant(request) -> str:
     return request.param
 
 
+@pytest.fixture
+def poisoned():
+    """New memory holds NaN, as it may, until something is written to it."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def random_ids(batch: int = 2, tokens: int = 24, seed: int = 1) -> torch.Tensor:
     """(batch, tokens) ids below 67, without the mask entry."""
     return torch.randint(0, 67, (batch, tokens), generator=torch.Generator().manual_seed(seed))

@@ -65,19 +65,10 @@ def test_initialisation_is_gpt2s(variant):
             assert (p == 0).all(), name
 
 
-def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("poisoned")
+def test_save_and_load_gives_the_same_logits_in_poisoned_memory(variant, tmp_path):
     model, ids = tiny(variant), random_ids()
     model.save_pretrained(tmp_path)
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(math.nan) if out.is_floating_point() and not out.is_meta else out
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(
-        torch, "empty_like", lambda x, **kwargs: poisoned(x.shape, **{"dtype": x.dtype, "device": x.device, **kwargs})
-    )
     loaded = type(model).from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)

@@ -1,7 +1,6 @@
 """Variants in other people's tools: transformers' Trainer and Auto classes, PEFT, pickling, ways of loading."""
 
 import copy
-import math
 import re
 import subprocess
 import sys
@@ -133,21 +132,6 @@ def test_the_pages_lines_for_peft(exports):
     assert all(key.endswith("attn.c_attn") for key in trained)
     ids = random_ids(2, 12)
     found["model"](input_ids=ids, labels=ids).loss.backward()
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """torch.empty gives NaN, as memory that nothing was written to may."""
-    empty = torch.empty
-
-    def fill(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(math.nan) if out.is_floating_point() and not out.is_meta else out
-
-    monkeypatch.setattr(torch, "empty", fill)
-    monkeypatch.setattr(
-        torch, "empty_like", lambda x, **kwargs: fill(x.shape, **{"dtype": x.dtype, "device": x.device, **kwargs})
-    )
 
 
 @pytest.mark.usefixtures("poisoned")
