@@ -44,7 +44,7 @@ setup(
         "tensorboard": ["tensorboard>=2.18"],
         "zst": ["zstandard>=0.22"],  # to read .zst files
         "plot": ["matplotlib>=3.8", "scipy>=1.11"],
-        "lm_eval": ["lm_eval[hf]>=0.4.13,<0.5"],
+        "lm-eval": ["lm_eval[hf]>=0.4.13,<0.5"],
         "dev": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff", "mypy>=2,<3", "zstandard>=0.22"),
             *("accelerate>=1.1", "peft>=0.17", "tensorboard>=2.18"),  # other people's tools, for the tests

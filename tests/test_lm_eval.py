@@ -139,7 +139,7 @@ assert "gpt2_variants" not in sys.modules
 @pytest.mark.slow
 def test_the_harness_scores_every_variant_as_plain_pytorch_does_at_any_batch_size(run_folder, tasks, tmp_path):
     if importlib.util.find_spec("lm_eval") is None:
-        pytest.skip("lm_eval is not installed: pip install -e '.[lm_eval]'")
+        pytest.skip("lm_eval is not installed: pip install -e '.[lm-eval]'")
     options = json.loads((run_folder / "run.json").read_text())["options"]
     tokenizer = load_data(Options(**options)).tokenizer
     for name, record in VARIANTS.items():

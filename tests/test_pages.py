@@ -127,7 +127,8 @@ def test_benchmark_commands_parse(command, monkeypatch):
 
 @pytest.mark.parametrize("command", of("pip install -e "))
 def test_extras_exist(command):
-    extra = re.fullmatch(r"pip install -e '\.\[(\w+)\]'", command)[1]
+    """Their names are spelled as metadata spell them: the pip that comes with Python 3.11 finds no other."""
+    extra = re.fullmatch(r"pip install -e '\.\[([a-z0-9-]+)\]'", command)[1]
     assert f'"{extra}": [' in (ROOT / "setup.py").read_text()
 
 
