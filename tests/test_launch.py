@@ -25,9 +25,14 @@ touch {folder}/ready
 [ -n "{code}" ] && exit {code}
 while :; do sleep 0.05; done
 """
-PARENT = (
-    "import sys\nreal, sys.executable = sys.executable, sys.argv.pop(1)\nimport train_ds\nsys.exit(train_ds.main())"
-)
+# In place of a shell's prompt: what a script starts by `&` ignores Ctrl-C, and so do all processes below it.
+PARENT = """if True:
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    real, sys.executable = sys.executable, sys.argv.pop(1)
+    import train_ds
+    sys.exit(train_ds.main())
+"""
 
 
 @pytest.fixture
