@@ -126,6 +126,14 @@ def test_the_slowest_and_the_fastest_variant_are_those_that_are_named():
     assert (min(speed, key=speed.get), max(speed, key=speed.get)) == ("rotating_head_norm", "parallel")
 
 
+def test_the_kills_are_those_of_the_soak():
+    (total,) = (line.split("|") for line in measured_on("soak").splitlines() if line.startswith("| all |"))
+    runs, kills = total[4].strip(), total[5].strip()
+    assert int(kills) >= 300
+    assert f"After {kills} SIGKILLs each of\nthe {runs} runs had" in RESULTS
+    assert f"a soak of {kills} SIGKILLs" in TEXTS["gpt2_variants/training/README.md"]
+
+
 def test_the_parameters_of_the_mathematics_are_the_variants():
     """Those that a variant has more than GPT-2 at Medium's size, as its record counts them, and by the formula."""
     values = {"L": 24, "E": 1024, "D": 64}
