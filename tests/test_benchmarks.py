@@ -57,6 +57,7 @@ def test_faults_are_told_at_once_a_line_each(benchmarks, capsys, arguments, said
         assert line.startswith(f"error: {start}")
 
 
+@pytest.mark.slow
 def test_the_presets_are_the_recipe_and_what_was_asked_for(benchmarks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("gpt2_variants.config.deepspeed_json._engine_faults", lambda config, path: [])

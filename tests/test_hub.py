@@ -146,7 +146,7 @@ def drop_once_half_read(hub, method: str, path: str, times: int) -> list[int]:
     return dropped
 
 
-@pytest.mark.parametrize("place", [("PUT", "/lfs/"), ("POST", "/commit/")])
+@pytest.mark.parametrize("place", [pytest.param(("PUT", "/lfs/"), marks=pytest.mark.slow), ("POST", "/commit/")])
 def test_a_push_cut_off_half_way_leaves_all_in_place_and_can_be_repeated(place, hub, run, monkeypatch, capfd):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits half a minute over each attempt
     before = files(run / "model")

@@ -82,6 +82,7 @@ def test_flex_attention_is_given_the_dense_mask(duo_attentions, neighbour):
     assert torch.equal(seen, duo_attentions.dense_mask(5, neighbour, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_figures_of_the_data(data, tmp_path, monkeypatch):
     measured = {
         "tables": {"Variants": [{"case": "gpt2", "size": "nano", "tokens_per_step": 32, "seconds_per_step": 2}]}

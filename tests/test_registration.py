@@ -51,6 +51,7 @@ def test_what_registers_the_variants(way):
     assert python(way + KNOWN) == ALL
 
 
+@pytest.mark.slow
 def test_asking_for_one_variant_registers_that_one():
     assert python("import gpt2_variants; gpt2_variants.VARIANTS['parallel'].model_class" + KNOWN) == "['parallel-gpt2']"
     assert python("import gpt2_variants" + KNOWN) == "[]"

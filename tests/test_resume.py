@@ -129,7 +129,7 @@ def test_what_changes_acts_and_is_said(option, value, field, begun, tiny_run, tm
     assert all(torch.equal(a[k], again[k]) for k in a), "without a change the same weights come again"
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_changes_act_at_every_zero_stage(stage, tiny_run, ds_json, tmp_path, in_process):
     """What a checkpoint of DeepSpeed brings with it differs between the stages: rate, decay, clipping."""
     config = ("--deepspeed_config", ds_json(zero_optimization=zero(stage)))

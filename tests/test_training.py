@@ -620,6 +620,7 @@ def test_no_rank_trains_on_as_an_orphan(end, tiny_run, tmp_path):
     assert len(list((tmp_path / "run/checkpoints").glob("step-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others(tiny_run, tmp_path):
     code = end_of_a_long_run(tmp_path / "run", tiny_run, lambda runner, launcher, ranks: ranks[1].kill())
     assert code != 0
