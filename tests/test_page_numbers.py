@@ -1,5 +1,6 @@
 """The figures of the pages are those of `benchmarks/results/`, and of the models themselves."""
 
+import json
 import re
 
 import pytest
@@ -124,6 +125,15 @@ def test_the_slowest_and_the_fastest_variant_are_those_that_are_named():
     measured = rows(measured_on("throughput"), "Variants")
     speed = {row[0]: float(row[11]) for row in measured if row[0] != "gpt2"}
     assert (min(speed, key=speed.get), max(speed, key=speed.get)) == ("rotating_head_norm", "parallel")
+
+
+def test_the_scores_are_those_that_the_harness_gave():
+    page = TEXTS["benchmarks/lm_eval/README.md"]
+    scores = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores/lm_eval.json").read_text())["scores"]
+    assert len(scores) == page.count("\n| `")
+    for name, of in scores.items():
+        accuracy, error = (100 * of[key] for key in ("cloze_accuracy", "cloze_accuracy_stderr"))
+        assert f"| `{name}` | {of['bits_per_byte']:.3f} | {accuracy:.1f} ± {error:.2f} % |" in page
 
 
 def test_the_kills_are_those_of_the_soak():
