@@ -219,7 +219,7 @@ def plain_step(trainer: Trainer) -> Step:
 
 
 def make_model(case: Case, device) -> tuple[torch.nn.Module, bool]:
-    """Return the model of a plain loop, seeded as the engine's, in training mode, and whether it runs by autocast."""
+    """Return the model of a plain loop, seeded as the engine's, in training mode, and if it runs under autocast."""
     from transformers import GPT2LMHeadModel
 
     from dense_duo_predict import DenseDuoPredictLMHeadModel

@@ -102,7 +102,7 @@ class Variant:
         return self.config_class(**values)
 
     def num_parameters(self, size: str = "gpt2-medium", tokenizer_size: int = GPT2_VOCABULARY) -> int:
-        """Return the number of parameters at `size`, tied ones counted once, with a position for each of its block."""
+        """Return the number of parameters at `size`, tied ones counted once, and of its block's positions."""
         return self.on_meta(self.make_config(size, tokenizer_size, self.block_size)).num_parameters()
 
     def on_meta(self, config: "GPT2Config") -> "VariantLMHeadModel":

@@ -110,7 +110,7 @@ def test_the_hubs_gpt2_files_have_no_prefix_and_hold_masks(stock, tmp_path):
 
 
 def test_model_args_win_over_the_checkpoint_and_the_variants_fields_over_both(stock, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # whose user may have trained in the checkout
+    monkeypatch.chdir(tmp_path)  # somebody may have trained in the checkout
     options = ["--preset", "seed", "--dataset", tiny_run[3], "--init_from", str(stock), "--block_size", "16"]
     run = parse(["--variant", "duo_predict", *options, "--model_args", "attn_pdrop=0.25", "--report_to", "none"])
     config = run.make_config(tokenizer_size=5)

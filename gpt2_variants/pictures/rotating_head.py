@@ -7,7 +7,7 @@ from .kinds import Picture, frequency_map, histogram, mean_and_sd
 
 
 def frequencies(model: Any) -> Any:
-    """Return the frequencies that a rotating-head model uses, (L, H, D/2), in radians per position, after its norm."""
+    """Return the frequencies that a rotating-head model uses, (L, H, D/2), in radians a position, after any norm."""
     import torch
 
     one = torch.ones(1)  # the angle at position 1

@@ -49,7 +49,7 @@ def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
 
 
 def float32_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor]:
-    """Return the float32 master weights in a whole checkpoint: name -> weight, without the tied `lm_head.weight`.
+    """Return the float32 masters in a whole checkpoint: name -> weight, on the CPU, without the tied `lm_head.weight`.
 
     Needs no GPU and no process group, whatever the number of ranks that saved it. DeepSpeed's files are pickles.
 
