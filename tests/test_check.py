@@ -64,13 +64,17 @@ def bad(folder: Path, name: str) -> Variant:
 
 
 def long(name: str):
-    return pytest.param(name, marks=[pytest.mark.slow] if BAD[name][0] in LONG else [])
+    """`name` as a parameter; a leak in bf16 alone is looked for last, after all of evaluation and of training."""
+    late = BAD[name][0] in LONG or name == "leak_in_bf16"
+    return pytest.param(name, marks=[pytest.mark.slow] if late else [])
 
 
 @pytest.mark.parametrize("name", [long(name) for name in BAD])
 def test_a_bad_variant_breaks_its_promise_in_its_words(name, tmp_path):
     promise, words, _ = BAD[name]
-    (answer,) = ask(Subject(bad(tmp_path, name)), [PROMISES[promise]])
+    fewer_places = name == "leak_in_training"  # those of evaluation are looked at before it
+    subject = Subject(bad(tmp_path, name), quick=fewer_places)
+    (answer,) = ask(subject, [PROMISES[promise]])
     assert answer.state == BROKEN
     assert re.search(words, answer.finding), answer.finding
 

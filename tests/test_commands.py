@@ -141,7 +141,7 @@ def test_text_appears_as_it_is_generated(run, monkeypatch):
         ["-m", "gpt2_variants", "--help"],
         pytest.param(["-m", "gpt2_variants", "data", "builtin", "--tokenizer", "builtin"], marks=pytest.mark.slow),
         pytest.param(["-m", "gpt2_variants", "report", "RUN"], marks=pytest.mark.slow),
-        ["train_ds.py", "--variant", "gpt2", "--preset", "demo", "--dry_run"],
+        pytest.param(["train_ds.py", "--variant", "gpt2", "--preset", "demo", "--dry_run"], marks=pytest.mark.slow),
     ],
     ids=lambda words: " ".join(words[:3]),
 )

@@ -279,6 +279,7 @@ for name, (owner, attribute, leave, *when) in PLACES.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("unshare") or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0,
     reason="needs the right to mount in a namespace of its own",

@@ -330,8 +330,8 @@ def test_every_format_gives_the_same_blocks(name, compression, bpe, tmp_path):
     content = content.encode() if isinstance(content, str) else content
     path = write(tmp_path / (name + compression), COMPRESS[compression](content))
     data = load(str(path), bpe, 4)
-    end = open_tokenizer(bpe).eos_token_id
-    ids = [i for text in texts[:-3] for i in [*open_tokenizer(bpe)(text)["input_ids"], end]]
+    tokenizer = open_tokenizer(bpe)
+    ids = [i for text in texts[:-3] for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     assert data.train.tokens().tolist() == ids[: len(ids) // 4 * 4]
     assert "eos after each document" in data.description
 
