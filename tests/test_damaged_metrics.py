@@ -61,7 +61,7 @@ def test_what_is_no_record_is_counted(kind, tmp_path, capfd):
     assert (tracker.damaged, list(tracker.lost["training"])) == (count, lost)
     assert tracker.logged() == {"training": [[1, 5, 1]], "evaluations": []}
     (said,) = capfd.readouterr().err.splitlines()
-    assert f"the training records of step {'3 to 4' if len(lost) > 1 else 3} are lost" in said
+    assert f"the training records of step{'s 3 to 4' if len(lost) > 1 else ' 3'} are lost" in said
     copies = list(tmp_path.glob("metrics.jsonl.damaged-*"))
     assert [copy.read_bytes() for copy in copies] == [content] * bool(count)
     assert bool(count) == ("metrics.jsonl.damaged-001" in said)
@@ -99,7 +99,8 @@ def test_ranges_hold_the_steps_that_they_are_made_of(steps):
 
 def test_steps_of_an_even_run_take_one_range():
     assert Steps(range(50, 20_001, 50)).ranges == [[50, 20_000, 50]]
-    assert str(Steps([1, 2, 3, 9, 20, 30])) == "1 to 3, 9 to 20 (each 11.), 30"
+    assert str(Steps([1, 2, 3, 9, 20, 30])) == "1 to 3, 9 and 20, 30"
+    assert str(Steps([*range(10, 401, 10), 405])) == "10 to 400 (every 10 steps), 405"
 
 
 @pytest.fixture(scope="module")

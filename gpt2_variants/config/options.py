@@ -59,7 +59,7 @@ class Options:
     )
     dataset: str = option(
         group="what to train",
-        help="wikitext-103, builtin, a file or folder (.txt .jsonl .parquet, or saved by `datasets`), or a Hub id",
+        help="wikitext-103, builtin, a file or folder (text, jsonl, csv, parquet, or saved by `datasets`), or a Hub id",
     )
     tokenizer: str = option(
         group="what to train", help="a folder, a Hub id, or builtin: a BPE trained on the training text"
@@ -119,7 +119,7 @@ class Options:
     num_train_epochs: float = option(group="how to train", rule=POSITIVE, help="passes over the training data")
     max_steps: int = option(group="how to train", rule=COUNT, help="optimizer steps; overrides the epochs")
     bf16: bool = option(group="how to train", help="compute in bf16, or in float32 (default: the JSON's)")
-    tf32: bool = option(group="how to train", help="on CUDA, multiply float32 matrices in TF32 (default: yes)")
+    tf32: bool = option(group="how to train", help="on CUDA, multiply float32 matrices in TF32 (default: True)")
     deterministic: bool = option(
         False,
         group="how to train",

@@ -8,9 +8,9 @@ from .tables import signed
 from .template import ShownFigure, shown
 
 TITLES = {
-    "tokens": ("At equal data", "Both have seen as many training tokens."),
-    "flops": ("At equal cost", "Both have spent as many training FLOPs."),
-    "time": ("At equal time", "Both have trained as long on the same machine."),
+    "tokens": ("At equal data", "Both have seen the same number of training tokens."),
+    "flops": ("At equal cost", "Both have spent the same number of training FLOPs."),
+    "time": ("At equal time", "Both have trained for the same time on the same machine."),
 }
 HOW_TO_READ = (
     "The line is the 95 % interval of the difference in validation loss. A filled mark is a difference that is told "

@@ -33,10 +33,15 @@ class Steps:
             yield from range(first, last + 1, every)
 
     def __str__(self) -> str:
-        return ", ".join(
-            str(first) if first == last else f"{first} to {last}" + (f" (each {every}.)" if every > 1 else "")
-            for first, last, every in self.ranges
-        )
+        return ", ".join(_range_in_words(*found) for found in self.ranges)
+
+
+def _range_in_words(first: int, last: int, every: int) -> str:
+    if first == last:
+        return str(first)
+    if every == 1:
+        return f"{first} to {last}"
+    return f"{first} and {last}" if first + every == last else f"{first} to {last} (every {every} steps)"
 
 
 KINDS = {"training": "loss", "evaluations": "eval_loss"}  # a kind of record -> what the records of that kind have
@@ -66,7 +71,9 @@ def lost_steps(logged: Any, records: Iterable[dict[str, Any]]) -> dict[str, Step
 def in_words(damaged: int, lost: dict[str, Steps]) -> str:
     """Return what is wrong with a `metrics.jsonl`; "" where nothing is."""
     parts = [f"{damaged} line{'s are' if damaged > 1 else ' is'} no record of a step"] if damaged else []
-    parts += [f"the {kind.removesuffix('s')} records of step {steps} are lost" for kind, steps in lost.items()]
+    for kind, steps in lost.items():
+        one = len(set(steps)) == 1
+        parts.append(f"the {kind.removesuffix('s')} records of step{'' if one else 's'} {steps} are lost")
     return "; ".join(parts)
 
 
