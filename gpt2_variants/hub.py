@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import hub_client, network
+from . import hub_client, network, signals
 from .config.options import Options
 from .config.saved_plan import saved_plan
 from .config.saved_run import run_folder_of
@@ -53,15 +53,15 @@ def publish(folder: Path, repo_id: str | None = None, private: bool | None = Non
         repo_id, private: as `--hub_model_id` and `--hub_private`; None: as the run was asked.
 
     Returns:
-        The exit code: 0; 1 where the Hub did not take it, 130 or 143 after a signal. Then all is left as it was, and
-        the command that repeats the push is printed.
+        The exit code: 0; 1 where the Hub did not take it, 128 and its number after a signal. Then all is left as it
+        was, and the command that repeats the push is printed.
     """
     record = RunRecord(folder, writes=True)
     options = record.facts.get("options", {})
     repo_id = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private
     about = {"repository": repo_id, "card": record.facts.get("hub", {}).get("card")}
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, _stop) for number in signals.that_stop()}
     try:
         record.update(hub={**about, "status": "pushing"})
         full_name = hub_client.claim(repo_id, private)

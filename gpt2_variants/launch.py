@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from . import signals
 from .faults import UsageError
 from .ranks import has_cuda
+
+TO_THE_LAUNCHER = (signal.SIGINT, signal.SIGTERM)  # which it hands on to the ranks itself
 
 
 def launch(ranks: str, words: list[str]) -> int:
@@ -38,15 +41,18 @@ def launch(ranks: str, words: list[str]) -> int:
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     if not has_cuda():
         env.setdefault("DS_ACCELERATOR", "cpu")
-    process = subprocess.Popen(command, env=env)
+    numbers = signals.that_stop()
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGTERM:  # of Ctrl-C the terminal tells all processes
-            process.send_signal(number)
+        if number != signal.SIGINT:  # of Ctrl-C the terminal tells all processes
+            process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    # The launcher would end at the others, sent to all processes: it and the ranks ignore them, and are told SIGTERM.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers if number not in TO_THE_LAUNCHER}
+    process = subprocess.Popen(command, env=env)
+    before = {number: signal.signal(number, hand_on) for number in numbers} | before
     try:
         code = process.wait()
     finally:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> int:
-    """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 130/143 interrupted.
+    """Run the command. Exit codes: 0 finished, 2 faults in what was asked, 3 loss not finite, 128 + n for signal n.
 
     Args:
         argv: the options; None: this process's.
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     from .config.command_line import PROGRAM, parse, split_num_gpus
     from .faults import UsageError
     from .ranks import RankZeroFailed, main_rank
+    from .steady_output import goes_on_unheard
 
     try:
         ranks, words = split_num_gpus(sys.argv[1:] if argv is None else argv)
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
             return 0
         from .training.session import train
 
-        trained = train(run)
+        with goes_on_unheard():
+            trained = train(run)
     except UsageError as err:
         if main_rank():
             print("\n".join(f"error: {line}" for line in err.lines), file=sys.stderr)
@@ -54,7 +56,10 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         return 130
     except Exception as err:
         return _failed(err)
-    return _hand_on(run, trained) if trained.finished else trained.exit_code
+    if not trained.finished:
+        return trained.exit_code
+    with goes_on_unheard():
+        return _hand_on(run, trained)
 
 
 def _failed(err: Exception) -> int:

@@ -272,6 +272,12 @@ def metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
+def wait_for_steps(process, folder: Path, steps: int) -> None:
+    """Return when the run has logged that many."""
+    file = folder / "metrics.jsonl"
+    wait_until(lambda: file.exists() and file.read_bytes().count(b'"loss"') >= steps, process)
+
+
 @pytest.fixture
 def text_of(monkeypatch):
     """The report's text, without the time that its charts take."""

@@ -335,12 +335,27 @@ def test_a_ladder_has_one_budget_per_parameter_and_its_multipliers_on_the_page(f
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+# Seconds to sleep; and, of a test of signals, what it sends its parent once more while it ends.
+SLEEP = """if True:
+    import os, signal, sys, time
+
+    def end(*_):
+        for number in sys.argv[2:]:
+            os.kill(os.getppid(), int(number))
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("done", sys.argv[1])
+"""
+
+
 class _Sleeping(runner.Runner):
     """Runs Python's own sleep in place of a training."""
 
     def _program(self, place):
-        code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('ready', flush=True); "
-        return [sys.executable, "-c", f"{code}time.sleep(float(sys.argv[1])); print('done', sys.argv[1])"]
+        return [sys.executable, "-c", SLEEP]
 
 
 def test_trainings_run_side_by_side_and_their_words_are_kept(tmp_path):
@@ -350,20 +365,23 @@ def test_trainings_run_side_by_side_and_their_words_are_kept(tmp_path):
     assert (tmp_path / "1.log").read_text() == "ready\ndone 0\n"
 
 
-def test_a_signal_ends_the_trainings_by_a_signal_of_their_own(tmp_path, monkeypatch):
-    """So that they save their checkpoints; those that were not begun are not."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_trainings_by_a_signal_of_their_own(number, tmp_path, monkeypatch):
+    """So that they save their checkpoints; those that were not begun are not; a second one changes nothing."""
+    before = signal.signal(number, signal.SIG_DFL)
     running = _Sleeping(1, 0)
-    events = running.run([(tmp_path / str(n), ["600"]) for n in range(2)])
+    events = running.run([(tmp_path / str(n), ["600", str(int(number))]) for n in range(2)])
 
     def interrupt_when_ready(*_, **__):
         while not (tmp_path / "0.log").is_file() or not (tmp_path / "0.log").read_text():
             time.sleep(0.01)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(runner, "wait", interrupt_when_ready)
     with pytest.raises(runner.Stopped) as stopped:
         next(events)
-    assert stopped.value.number == signal.SIGTERM
+    assert stopped.value.number == number
+    assert signal.signal(number, before) == signal.SIG_DFL
     assert not (tmp_path / "1.log").exists()
     assert not running._processes
 

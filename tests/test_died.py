@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, launch, metrics, train, wait_until
+from conftest import ROOT, finish, launch, metrics, train, wait_for_steps
 
 import train_ds
 from gpt2_variants import processes, report
@@ -88,12 +88,6 @@ def test_the_age_of_this_process_does_not_hang_on_the_clock(monkeypatch):
 )
 def test_what_a_record_says_stands_unless_its_process_is_gone(facts, status):
     assert status_of(facts) == status
-
-
-def wait_for_steps(process, folder: Path, steps: int) -> None:
-    """Return when the run has logged that many."""
-    file = folder / "metrics.jsonl"
-    wait_until(lambda: file.exists() and file.read_bytes().count(b'"loss"') >= steps, process)
 
 
 def test_a_run_that_was_killed_has_died_for_the_next_reader(tiny_run, tmp_path, in_process, capfd):

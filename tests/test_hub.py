@@ -192,7 +192,9 @@ def test_a_hub_that_is_gone_when_training_ends_costs_seconds(hub, run, monkeypat
     assert "cannot be reached" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1))]
+)
 def test_a_signal_ends_a_push(number, hub, run):
     there, released = threading.Event(), threading.Event()
 

@@ -25,10 +25,11 @@ touch {folder}/ready
 [ -n "{code}" ] && exit {code}
 while :; do sleep 0.05; done
 """
-# In place of a shell's prompt: what a script starts by `&` ignores Ctrl-C, and so do all processes below it.
+# In place of a shell's prompt: what a script starts by `&` ignores Ctrl-C, or by `nohup` the end of a terminal.
 PARENT = """if True:
     import signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     real, sys.executable = sys.executable, sys.argv.pop(1)
     import train_ds
     sys.exit(train_ds.main())
@@ -65,17 +66,17 @@ def test_the_launcher_is_told_how_many_where_and_to_be_quiet(stand_in, tmp_path)
     assert (tmp_path / "path").read_text().strip() == str(ROOT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_after_a_signal_it_waits_for_the_launcher(number, stand_in, tmp_path):
-    """Ctrl-C reaches the whole group; SIGTERM this process alone, which hands it on."""
+    """Ctrl-C reaches the whole group; SIGTERM this process alone, which hands it on; the others act by a SIGTERM."""
     process, _ = stand_in("--num_gpus", "2", "--variant", "gpt2")
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
+    if number == signal.SIGTERM:
         process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)
     assert process.wait(patience(30)) == 128 + number
     assert (tmp_path / "saved").exists()
-    assert (tmp_path / "signals").read_text() == f"{number.name.removeprefix('SIG')}\n"
+    assert (tmp_path / "signals").read_text() == ("INT\n" if number == signal.SIGINT else "TERM\n")
     assert process.stderr.read() == ""
 
 

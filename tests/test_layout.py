@@ -14,12 +14,13 @@ PACKAGE = ROOT / "gpt2_variants"
 MAY_IMPORT = {
     "__init__": {"registry"},
     "compare": {"registry", "variant_code", "config", "training", "report", "records", "faults", "folders", "drawing"}
-    | {"ranks"},
+    | {"ranks", "signals", "steady_output"},
     "__main__": {"commands", "config", "data", "ending", "faults", "reasons", "train_command"},
     "commands": {"registry", "config", "faults", "data", "evaluation", "inference", "hub", "prepared_data", "report"}
     | {"compare", "contract", "ranks", "variant_code"},
-    "train_command": {"config", "faults", "reasons", "ranks", "dry_run", "launch", "training", "hub", "report"},
-    "launch": {"faults", "ranks"},
+    "train_command": {"config", "faults", "reasons", "ranks", "dry_run", "launch", "training", "hub", "report"}
+    | {"steady_output"},
+    "launch": {"faults", "ranks", "signals"},
     "registry": {"models", "variant_code"},  # for their types only: `import gpt2_variants` needs no torch of it
     "data": {"network", "folders", "reasons"},
     "hub_client": {"network"},
@@ -32,10 +33,10 @@ MAY_IMPORT = {
     "export": {"registry", "data"},
     "training": {"config", "registry", "data", "evaluation", "trackers", "models", "nodes", "warm_start", "hub_client"}
     | {"variant_code", "contract", "faults", "folders", "measuring", "memory", "processes", "ranks", "reasons"}
-    | {"records"},
+    | {"records", "signals"},
     "trackers": {"network", "folders"},
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
-    | {"variant_code", "export", "faults", "folders", "reasons", "records"},
+    | {"variant_code", "export", "faults", "folders", "reasons", "records", "signals"},
     "model_card": {"registry", "variant_code", "data", "config", "records", "evaluation"},
     "inference": {"spelling", "registry", "variant_code", "records", "data", "evaluation", "faults", "models"},
     "drawing": {"faults"},
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         alone: set()
         for alone in ("variant_text", "spelling", "words", "network", "nodes", "ending", "faults", "processes")
     },
+    **{alone: set() for alone in ("signals", "steady_output")},
 }
 
 

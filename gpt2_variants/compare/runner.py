@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from .. import signals
 from ..ranks import has_cuda
 
 FIRST_PORT = 29_600  # of DeepSpeed's launcher, one for each place
@@ -63,9 +64,9 @@ class Runner:
         What a training says goes into a file beside its folder, `<folder>.log`.
 
         Raises:
-            Stopped: SIGINT or SIGTERM came; the trainings have saved their checkpoints and ended.
+            Stopped: a signal came; the trainings have saved their checkpoints and ended.
         """
-        with _signals_raise(), ThreadPoolExecutor(self.jobs) as pool:
+        with _signals_raise() as numbers, ThreadPoolExecutor(self.jobs) as pool:
             waiting: dict[Future[Ended], int] = {
                 pool.submit(self._run_one, *training): index for index, training in enumerate(trainings)
             }
@@ -74,15 +75,15 @@ class Runner:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         yield waiting.pop(future), future.result()
             except (Stopped, GeneratorExit):
-                self._stop(pool)
+                self._stop(pool, numbers)
                 raise
 
-    def _stop(self, pool: ThreadPoolExecutor) -> None:
+    def _stop(self, pool: ThreadPoolExecutor, numbers: Sequence[signal.Signals]) -> None:
         self._stopping = True
-        for process in list(self._processes):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        with _signals_ignored():
+        with _handled(numbers, signal.SIG_IGN):  # a second one does not keep the trainings from saving
+            for process in list(self._processes):
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _run_one(self, folder: Path, options: Sequence[str]) -> Ended:
@@ -145,26 +146,22 @@ def last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Make SIGINT and SIGTERM raise `Stopped` while inside, in the main thread, the only one that can set handlers."""
+def _signals_raise() -> Iterator[Sequence[signal.Signals]]:
+    """Make signals raise `Stopped` while inside, in the main thread, the only one that can set handlers; give them."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
-    with _handled(stop):
-        yield
+    numbers = signals.that_stop()
+    with _handled(numbers, stop):
+        yield numbers
 
 
 @contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Ignore signals while inside, so that a second one does not keep the trainings from saving."""
-    with _handled(signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def _handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from ..drawing import need_matplotlib
 from ..faults import UsageError
 from ..folders import write_aside
 from ..report.statistics import need_scipy
+from ..steady_output import goes_on_unheard
 from ..training.session import prepare
 from ..words import counted
 from . import forecast
@@ -177,12 +178,13 @@ def compare(experiment: Experiment, dry_run: bool = False) -> int:
     if dry_run:
         return 0
     write_aside(experiment.output_dir / "experiment.json", experiment.saved())
-    try:
-        _run(session, tuning)
-    except Stopped as err:
-        say(f"stopped by {err}; the same command goes on from here")
-        return 128 + err.number
-    return _finish(session)
+    with goes_on_unheard():
+        try:
+            _run(session, tuning)
+        except Stopped as err:
+            say(f"stopped by {err}; the same command goes on from here")
+            return 128 + err.number
+        return _finish(session)
 
 
 def _results_to_come(session: Session) -> list[Trial]:

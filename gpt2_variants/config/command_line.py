@@ -86,7 +86,8 @@ example:
   python train_ds.py --variant gpt2 --preset demo --max_steps 100 --report_to none
 
 exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite; 130,
-143 stopped by a signal, checkpoint saved; 1 anything else. More: gpt2_variants/training/README.md"""
+143 or another 128 + n stopped by signal n, checkpoint saved; 1 anything else.
+More: gpt2_variants/training/README.md"""
 
 
 def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:

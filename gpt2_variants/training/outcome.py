@@ -24,7 +24,7 @@ class Trained:
     """What a run leaves in memory.
 
     Attributes:
-        exit_code: as in the interface: 0, 3, 130 or 143.
+        exit_code: as in the interface: 0, 3, or 128 and the number of a signal.
         finished: the run was trained to its end, and rank 0 is to export it.
         state_dict: float32 master weights on rank 0 of a finished run, else None.
         record: of the run, as this session knows it.

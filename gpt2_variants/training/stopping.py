@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .. import signals
+
 SECONDS_TO_STOP = 25.0  # DeepSpeed's launcher kills 30 s after its first signal
 
 
 class Stopper:
-    """Turns SIGINT, SIGTERM and the death of the launcher into one decision of all ranks to stop after a step.
+    """Turns the signals that stop a training, and its launcher's death, into one decision of all ranks after a step.
 
     The handler only sets a flag. DeepSpeed's launcher signals one rank after the other, and a SIGTERM to `deepspeed`
     itself reaches no rank at all: so the flags are compared at each step, and a rank watches its launcher.
@@ -29,7 +31,7 @@ class Stopper:
         self._received, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._handlers_before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers_before = {n: signal.signal(n, self._on_signal) for n in signals.that_stop()}
 
     def when_stuck(self, say: Callable[[int], None]) -> None:
         """Call `say` with the number of a signal that has not ended the run after 25 s.
@@ -39,7 +41,7 @@ class Stopper:
 
         def watch() -> None:
             while number := self._received.recv(1):  # nothing, once the run is over
-                if number[0] in (signal.SIGINT, signal.SIGTERM) and not self._ended.wait(SECONDS_TO_STOP):
+                if number[0] in self._handlers_before and not self._ended.wait(SECONDS_TO_STOP):
                     say(number[0])
 
         threading.Thread(target=watch, daemon=True).start()

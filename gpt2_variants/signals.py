@@ -1,0 +1,13 @@
+"""The signals that a training, or a comparison, answers by saving what it has before it ends."""
+
+import signal
+
+
+def that_stop() -> tuple[signal.Signals, ...]:
+    """Return SIGINT, SIGTERM and those of three more that would end this process as it is.
+
+    They are SIGHUP, which a terminal sends that is closed, and SIGUSR1 and SIGUSR2, which queues send some time before
+    they end a job. One that is ignored, as under `nohup`, or has a handler already, keeps its meaning.
+    """
+    more = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    return (signal.SIGINT, signal.SIGTERM, *(number for number in more if signal.getsignal(number) == signal.SIG_DFL))
