@@ -77,6 +77,7 @@ def test_under_nohup_it_goes_on(tiny_run, tmp_path, monkeypatch):
     assert record(folder)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_of_two_ranks_that_get_it_both_end(tiny_run, tmp_path):
     """As a terminal sends it to all processes; one of them may be told first."""
     options = ["--variant", "gpt2", *tiny_run, *ENDLESS, "--output_dir", str(tmp_path / "run")]

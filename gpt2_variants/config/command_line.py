@@ -85,9 +85,8 @@ EPILOG = """\
 example:
   python train_ds.py --variant gpt2 --preset demo --max_steps 100 --report_to none
 
-exit codes: 0 finished; 2 faults in what was asked, one line each; 3 the loss was not finite; 130,
-143 or another 128 + n stopped by signal n, checkpoint saved; 1 anything else.
-More: gpt2_variants/training/README.md"""
+exit codes: 0 finished; 2 faults in what was asked, a line each; 3 the loss was not finite; 128 + n
+stopped by signal n, checkpoint saved; 1 anything else. More: gpt2_variants/training/README.md"""
 
 
 def make_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
