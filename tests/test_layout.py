@@ -91,6 +91,14 @@ def test_arrows(file):
     assert rooms_used(file) <= MAY_IMPORT[room(file)] | {"words"}
 
 
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_deepspeed_is_imported_only_where_it_is_called(file):
+    """Whoever imports a file has not said yet that there is no GPU, and DeepSpeed warns of that when it is imported."""
+    for node in ast.parse(file.read_text()).body:
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [n.name for n in getattr(node, "names", ())]
+        assert not [name for name in names if name and name.partition(".")[0] == "deepspeed"]
+
+
 def test_no_two_rooms_import_one_another():
     used = {name: set() for name in MAY_IMPORT}
     for file in PACKAGE.rglob("*.py"):

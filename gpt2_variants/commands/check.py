@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 from ..faults import UsageError
+from ..ranks import use_accelerator
 from .command import Command
 
 
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: no such variant, or its file cannot be used.
     """
+    use_accelerator()  # a library that saves models imports DeepSpeed, which would warn amid the answers
     from ..contract import BROKEN, Subject, ask, keeps_all, listed
     from ..variant_code import VariantError, find
 

@@ -3,7 +3,6 @@
 import sys
 import time
 
-import deepspeed
 import torch
 from torch import nn
 
@@ -30,6 +29,8 @@ def try_out(options: Options) -> None:
     if (is_adam(kind) and params.get("torch_adam")) or options.apex in ("adam", "all"):
         return
     init_distributed()
+    import deepspeed  # which looks for an accelerator when it is imported, unless it was told of one
+
     if main_rank():
         print(
             f"optimizer {kind}: tried out on one small layer; DeepSpeed may compile it first, which takes about a "
