@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from transformers.utils import logging
 from .data import DataError, default_split, encode, load_tokens, open_tokenizer
 from .evaluation import evaluate, last_places, score_new_tokens, target_places, window_batches, window_starts
 from .faults import UsageError
+from .folders import CHECKPOINTS, MANIFEST
+from .network import HUB_ID
 from .records import read_facts
 from .registry import VARIANTS, Variant
 from .spelling import Spelling
@@ -207,7 +210,7 @@ class SavedModel:
 
 def _model_class(folder: Path, variant: str | None, trust_remote_code: bool) -> "type[VariantLMHeadModel]":
     if not (folder / "config.json").is_file():
-        raise UsageError([f"--model {folder}: no exported model there (no config.json)"])
+        raise UsageError([f"--model {folder}: no exported model there (no config.json); {_where_one_is(folder)}"])
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
@@ -230,6 +233,17 @@ def _model_class(folder: Path, variant: str | None, trust_remote_code: bool) -> 
         )
         cure += f"code in {folder}"
     raise UsageError([f"--model {folder}: is of the type {model_type}; {cure}"])
+
+
+def _where_one_is(folder: Path) -> str:
+    unexported = (folder / MANIFEST).is_file()  # a checkpoint, whose model/ has no weights
+    if not unexported and (folder / "model" / "config.json").is_file():
+        return f"it is a run's folder: give {folder / 'model'}"
+    if unexported or (folder / CHECKPOINTS).is_dir():
+        return f"python -m gpt2_variants export --checkpoint {shlex.quote(str(folder))} --output_dir FOLDER makes one"
+    if not folder.exists() and HUB_ID.fullmatch(str(folder)) and len(folder.parts) == 2:
+        return f"of the Hugging Face Hub, hf download {folder} --local-dir {folder.name} fetches one"
+    return "give a folder that holds one, such as runs/duo_predict/model"
 
 
 def _own_variant(folder: Path, variant: str | None) -> Variant | None:

@@ -341,6 +341,28 @@ def test_a_folder_that_is_no_whole_model_is_a_fault(damage, message, run, tmp_pa
     assert not caplog.records
 
 
+def test_what_is_no_model_is_told_where_one_is(run, tmp_path, monkeypatch, capsys):
+    """A run's folder, one of its checkpoints, a run that was not exported, a name on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint = next((run[0] / "checkpoints").glob("step-*"))
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "not exported/checkpoints")
+    export = "python -m gpt2_variants export --checkpoint {} --output_dir FOLDER makes one"
+    for folder, cure in (
+        (run[0], f"it is a run's folder: give {run[0]}/model"),
+        (checkpoint, export.format(checkpoint)),
+        ("not exported", export.format("'not exported'")),
+        ("team/duo", "of the Hugging Face Hub, hf download team/duo --local-dir duo fetches one"),
+        ("nowhere", "give a folder that holds one, such as runs/duo_predict/model"),
+        ("a/b/c", "give a folder that holds one, such as runs/duo_predict/model"),
+    ):
+        for words in (["generate", "--prompt", "x"], ["evaluate", "--dataset", "builtin"]):
+            assert command(*words, "--model", str(folder)) == 2
+            said = f"error: --model {folder}: no exported model there (no config.json); {cure}\n"
+            assert capsys.readouterr().err == said
+    assert command("export", "--checkpoint", "not exported", "--output_dir", "made") == 0
+    assert command("generate", "--model", "made", "--prompt", "The", "--max_new_tokens", "1") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "hub": {"registry", "data", "training", "config", "model_card", "network", "hub_client", "pictures", "report"}
     | {"variant_code", "export", "faults", "folders", "reasons", "records", "signals"},
     "model_card": {"registry", "variant_code", "data", "config", "records", "evaluation"},
-    "inference": {"spelling", "registry", "variant_code", "records", "data", "evaluation", "faults", "models"},
+    "inference": {"spelling", "registry", "variant_code", "records", "data", "evaluation", "faults", "models"}
+    | {"folders", "network"},
     "drawing": {"faults"},
     "pictures": {"data", "drawing", "inference", "models", "faults"},
     "report": {"registry", "config", "evaluation", "inference", "drawing", "pictures", "faults", "folders"}
