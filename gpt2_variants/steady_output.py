@@ -22,10 +22,11 @@ def goes_on_unheard() -> Iterator[None]:
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        used = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = before
+        for stream in used:
             with contextlib.suppress(AttributeError, ValueError):  # there is none, or it was closed
                 stream.flush()
-        sys.stdout, sys.stderr = before
 
 
 def _steady(stream: TextIO, of_the_process: TextIO | None) -> TextIO:

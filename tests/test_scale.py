@@ -103,9 +103,13 @@ def trained(wide, tmp_path_factory) -> Path:
         import json, os, sys
         sys.path.insert(0, os.getcwd())
         import train_ds
-        for arguments in json.loads(sys.argv[1]):
-            code = train_ds.main(arguments)
-            assert code == 0, code
+        from gpt2_variants.ending import end_with
+        def main():
+            for arguments in json.loads(sys.argv[1]):
+                code = train_ds.main(arguments)
+                assert code == 0, code
+            return 0
+        end_with(main)
     """
 
     def run_of(name: str, out: str, *more: str) -> list[str]:
@@ -239,6 +243,7 @@ def test_a_folder_that_the_nodes_do_not_share_is_found_out(tmp_path):
         from pathlib import Path
         sys.path.insert(0, os.getcwd())
         from gpt2_variants import nodes
+        from gpt2_variants.ending import end_with
         os.environ["LOCAL_SIZE"] = "1"
         nodes.SECONDS_TO_APPEAR = float(sys.argv[2])
         dist.init_process_group("gloo")
@@ -246,6 +251,7 @@ def test_a_folder_that_the_nodes_do_not_share_is_found_out(tmp_path):
         (top / rank).mkdir()
         dist.barrier()
         print(nodes.nodes_without(top / "runs" / "new"), nodes.nodes_without(top / rank / "new"))
+        end_with(lambda: 0)  # threads of Gloo's may abort a Python that takes itself apart
     """
     processes = launch(2, [str(tmp_path), str(patience(1))], program=("-c", code))
     answers = [output_of(p, 60) for p in processes]

@@ -123,7 +123,11 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tiny_run, tmp_path):
 @pytest.mark.slow
 def test_report_to_none_does_not_import_wandb(tiny_run, tmp_path):
     options = ["--variant", "gpt2", *tiny_run, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
-    code = f"import sys, train_ds; code = train_ds.main({options!r}); assert 'wandb' not in sys.modules; sys.exit(code)"
+    code = "import sys, train_ds; from gpt2_variants.ending import end_with\n"
+    code += (
+        f"def main():\n    code = train_ds.main({options!r})\n    assert 'wandb' not in sys.modules\n    return code\n"
+    )
+    code += "end_with(main)"
     (result,) = finish(launch(1, [], program=("-c", code)))
     assert result[0] == 0, result
     assert not (tmp_path / "run" / "wandb").exists()
