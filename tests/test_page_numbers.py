@@ -136,6 +136,17 @@ def test_the_scores_are_those_that_the_harness_gave():
         assert f"| `{name}` | {of['bits_per_byte']:.3f} | {accuracy:.1f} ± {error:.2f} % |" in page
 
 
+def test_what_contradicts_the_results_is_what_was_measured():
+    found = {row[0]: row for row in reversed(rows(measured_on("compare-builtin"), "Against the baseline"))}
+    told = " ".join(RESULTS.split())
+    for name, verdict in (("parallel", "worse"), ("rotating_head", "better")):
+        assert (found[name][2], found[name][8]) == ("tokens", verdict)
+        mean, _, interval = found[name][5].partition(" ")
+        by = f"by {mean} nats {interval}" if name == "parallel" else f"by {mean} {interval}"
+        assert re.search(rf"`{name}` (is )?{verdict} (than GPT-2 )?{re.escape(by)}", told)
+    assert "`parallel` worse than GPT-2, and so has a comparison here on another text" in TEXTS["README.md"]
+
+
 def test_the_kills_are_those_of_the_soak():
     (total,) = (line.split("|") for line in measured_on("soak").splitlines() if line.startswith("| all |"))
     runs, kills = total[4].strip(), total[5].strip()
