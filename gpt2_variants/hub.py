@@ -61,24 +61,22 @@ def publish(folder: Path, repo_id: str | None = None, private: bool | None = Non
     repo_id = repo_id or options.get("hub_model_id") or folder.absolute().name
     private = bool(options.get("hub_private")) if private is None else private
     about = {"repository": repo_id, "card": record.facts.get("hub", {}).get("card")}
-    handlers = {number: signal.signal(number, _stop) for number in signals.that_stop()}
-    try:
-        record.update(hub={**about, "status": "pushing"})
-        full_name = hub_client.claim(repo_id, private)
-        about["card"] = _add_card(record, folder / "model", full_name)
-        url = hub_client.push_folder(folder / "model", full_name, f"{record.facts.get('variant')}, by gpt2_variants")
-    except (hub_client.PushError, _Stopped) as err:
-        record.update(hub={**about, "status": "failed", "reason": str(err)})
-        again = f"python -m gpt2_variants push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}"
-        print(
-            f"error: not pushed to {repo_id}: {err}\n{folder} is complete; to repeat the push: {again}"
-            + " --hub_private" * private,
-            file=sys.stderr,
-        )
-        return err.exit_code if isinstance(err, _Stopped) else 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with signals.handled(signals.that_stop(), _stop):
+        try:
+            record.update(hub={**about, "status": "pushing"})
+            full_name = hub_client.claim(repo_id, private)
+            about["card"] = _add_card(record, folder / "model", full_name)
+            summary = f"{record.facts.get('variant')}, by gpt2_variants"
+            url = hub_client.push_folder(folder / "model", full_name, summary)
+        except (hub_client.PushError, _Stopped) as err:
+            record.update(hub={**about, "status": "failed", "reason": str(err)})
+            again = f"python -m gpt2_variants push {shlex.quote(str(folder))} --hub_model_id {shlex.quote(repo_id)}"
+            print(
+                f"error: not pushed to {repo_id}: {err}\n{folder} is complete; to repeat the push: {again}"
+                + " --hub_private" * private,
+                file=sys.stderr,
+            )
+            return err.exit_code if isinstance(err, _Stopped) else 1
     record.update(hub={**about, "repository": full_name, "status": "pushed", "commit": url})
     print(f"pushed      {network.endpoint()}/{full_name}")
     return 0

@@ -50,14 +50,10 @@ def launch(ranks: str, words: list[str]) -> int:
             process.send_signal(signal.SIGTERM)
 
     # The launcher would end at the others, sent to all processes: it and the ranks ignore them, and are told SIGTERM.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers if number not in TO_THE_LAUNCHER}
-    process = subprocess.Popen(command, env=env)
-    before = {number: signal.signal(number, hand_on) for number in numbers} | before
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals.handled([n for n in numbers if n not in TO_THE_LAUNCHER], signal.SIG_IGN):
+        process = subprocess.Popen(command, env=env)
+        with signals.handled(numbers, hand_on):
+            code = process.wait()
     # after a signal the launcher's own code is 1, also where the ranks have saved
     return 128 + received[0] if received and code == 1 else code % 256
 

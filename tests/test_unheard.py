@@ -20,26 +20,16 @@ MORE = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 ENDLESS = ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
 
 
-@contextlib.contextmanager
-def meaning(number: int, handler):
-    """Whatever the tests themselves were started under."""
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
 def record(folder) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
 @pytest.mark.parametrize("number", MORE)
 def test_a_signal_stops_a_training_only_where_it_would_end_the_process(number):
-    with meaning(number, signal.SIG_DFL):
+    with signals.handled([number], signal.SIG_DFL):
         assert number in signals.that_stop()
     for other in (signal.SIG_IGN, lambda *_: None):
-        with meaning(number, other):
+        with signals.handled([number], other):
             assert signals.that_stop()[:2] == (signal.SIGINT, signal.SIGTERM)
             assert number not in signals.that_stop()
 
@@ -59,7 +49,7 @@ def send_at_step_3(monkeypatch, number: int) -> None:
 def test_it_saves_and_goes_on_bit_for_bit(number, tiny_run, tmp_path, monkeypatch, capfd):
     options = [*tiny_run, "--max_steps", "5", "--eval_steps", "5"]
     whole = train(options, tmp_path / "whole", variant="gpt2")
-    with meaning(number, signal.SIG_DFL), monkeypatch.context() as patch:
+    with signals.handled([number], signal.SIG_DFL), monkeypatch.context() as patch:
         send_at_step_3(patch, number)
         part = train(options, tmp_path / "part", variant="gpt2", code=128 + number)
         assert signal.getsignal(number) == signal.SIG_DFL, "given back"
@@ -71,7 +61,7 @@ def test_it_saves_and_goes_on_bit_for_bit(number, tiny_run, tmp_path, monkeypatc
 
 
 def test_under_nohup_it_goes_on(tiny_run, tmp_path, monkeypatch):
-    with meaning(signal.SIGHUP, signal.SIG_IGN):
+    with signals.handled([signal.SIGHUP], signal.SIG_IGN):
         send_at_step_3(monkeypatch, signal.SIGHUP)
         folder = train(tiny_run, tmp_path / "run", "--max_steps", "4", variant="gpt2")
     assert record(folder)["status"] == "finished"
@@ -81,7 +71,7 @@ def test_under_nohup_it_goes_on(tiny_run, tmp_path, monkeypatch):
 def test_of_two_ranks_that_get_it_both_end(tiny_run, tmp_path):
     """As a terminal sends it to all processes; one of them may be told first."""
     options = ["--variant", "gpt2", *tiny_run, *ENDLESS, "--output_dir", str(tmp_path / "run")]
-    with meaning(signal.SIGHUP, signal.SIG_DFL):
+    with signals.handled([signal.SIGHUP], signal.SIG_DFL):
         ranks = launch(2, options)
     wait_for_steps(ranks[0], tmp_path / "run", 3)
     for rank in ranks:

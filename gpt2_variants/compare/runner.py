@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ class Runner:
 
     def _stop(self, pool: ThreadPoolExecutor, numbers: Sequence[signal.Signals]) -> None:
         self._stopping = True
-        with _handled(numbers, signal.SIG_IGN):  # a second one does not keep the trainings from saving
+        with signals.handled(numbers, signal.SIG_IGN):  # a second one does not keep the trainings from saving
             for process in list(self._processes):
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
@@ -147,23 +147,11 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[Sequence[signal.Signals]]:
-    """Make signals raise `Stopped` while inside, in the main thread, the only one that can set handlers; give them."""
+    """Make the signals that stop a comparison raise `Stopped` while inside; give them."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
     numbers = signals.that_stop()
-    with _handled(numbers, stop):
+    with signals.handled(numbers, stop):
         yield numbers
-
-
-@contextlib.contextmanager
-def _handled(
-    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None] | signal.Handlers
-) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

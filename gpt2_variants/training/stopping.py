@@ -1,5 +1,6 @@
 """Stopping early, all ranks together."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,7 +32,9 @@ class Stopper:
         self._received, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        self._handlers_before = {n: signal.signal(n, self._on_signal) for n in signals.that_stop()}
+        self._numbers = signals.that_stop()
+        self._handlers = contextlib.ExitStack()
+        self._handlers.enter_context(signals.handled(self._numbers, self._on_signal))
 
     def when_stuck(self, say: Callable[[int], None]) -> None:
         """Call `say` with the number of a signal that has not ended the run after 25 s.
@@ -41,7 +44,7 @@ class Stopper:
 
         def watch() -> None:
             while number := self._received.recv(1):  # nothing, once the run is over
-                if number[0] in self._handlers_before and not self._ended.wait(SECONDS_TO_STOP):
+                if number[0] in self._numbers and not self._ended.wait(SECONDS_TO_STOP):
                     say(number[0])
 
         threading.Thread(target=watch, daemon=True).start()
@@ -49,8 +52,7 @@ class Stopper:
     def close(self) -> None:
         """The run is over: signals mean again what they meant before, and the ranks' group for them is given back."""
         self._ended.set()
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
+        self._handlers.close()
         signal.set_wakeup_fd(self._wakeup_before)
         self._wakeup.close()
         if self._group is not None:
