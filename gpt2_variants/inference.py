@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .data import DataError, default_split, encode, load_tokens, open_tokenizer
 from .evaluation import evaluate, last_places, score_new_tokens, target_places, window_batches, window_starts
 from .faults import UsageError
-from .folders import CHECKPOINTS, MANIFEST
+from .folders import MANIFEST, holds_checkpoints
 from .network import HUB_ID
 from .records import read_facts
 from .registry import VARIANTS, Variant
@@ -239,7 +239,7 @@ def _where_one_is(folder: Path) -> str:
     unexported = (folder / MANIFEST).is_file()  # a checkpoint, whose model/ has no weights
     if not unexported and (folder / "model" / "config.json").is_file():
         return f"it is a run's folder: give {folder / 'model'}"
-    if unexported or (folder / CHECKPOINTS).is_dir():
+    if unexported or holds_checkpoints(folder):
         return f"python -m gpt2_variants export --checkpoint {shlex.quote(str(folder))} --output_dir FOLDER makes one"
     if not folder.exists() and HUB_ID.fullmatch(str(folder)) and len(folder.parts) == 2:
         return f"of the Hugging Face Hub, hf download {folder} --local-dir {folder.name} fetches one"

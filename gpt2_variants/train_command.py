@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .steady_output import goes_on_unheard
+
 if TYPE_CHECKING:
     from .config.options import Options
     from .training.outcome import Trained
@@ -23,7 +25,6 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     from .config.command_line import PROGRAM, parse, split_num_gpus
     from .faults import UsageError
     from .ranks import RankZeroFailed, main_rank
-    from .steady_output import goes_on_unheard
 
     try:
         ranks, words = split_num_gpus(sys.argv[1:] if argv is None else argv)
@@ -56,10 +57,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         return 130
     except Exception as err:
         return _failed(err)
-    if not trained.finished:
-        return trained.exit_code
-    with goes_on_unheard():
-        return _hand_on(run, trained)
+    return _hand_on(run, trained) if trained.finished else trained.exit_code
 
 
 def _failed(err: Exception) -> int:
@@ -81,6 +79,7 @@ def _failed(err: Exception) -> int:
     return 1
 
 
+@goes_on_unheard()
 def _hand_on(run: "Options", trained: "Trained") -> int:
     """Export a finished run, show what came out, and push it if asked to. On rank 0; the others wait for the export."""
     from .hub import finish, publish
