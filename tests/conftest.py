@@ -272,6 +272,11 @@ def metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
+def record(folder: Path) -> dict:
+    """A run's run.json."""
+    return json.loads((folder / "run.json").read_text())
+
+
 def wait_for_steps(process, folder: Path, steps: int) -> None:
     """Return when the run has logged that many."""
     file = folder / "metrics.jsonl"

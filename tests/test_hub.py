@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, finish, launch, output_of, patience, train, wait_until
+from conftest import ROOT, finish, launch, output_of, patience, record, train, wait_until
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
@@ -68,10 +68,6 @@ def run(finished, tmp_path):
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def test_a_run_of_two_ranks_pushes_itself(hub, tiny_run, tmp_path):

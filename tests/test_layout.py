@@ -56,9 +56,8 @@ MAY_IMPORT = {
     "evaluation": {"models"},
     **{
         alone: set()
-        for alone in ("variant_text", "spelling", "words", "network", "nodes", "ending", "faults", "processes")
+        for alone in "variant_text spelling words network nodes ending faults processes signals steady_output".split()
     },
-    **{alone: set() for alone in ("signals", "steady_output")},
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import metrics, train, zero
+from conftest import metrics, record, train, zero
 from transformers import AutoModelForCausalLM, get_scheduler
 
 import train_ds
@@ -16,10 +16,6 @@ from gpt2_variants.config.deepspeed_json import resolve_ds_config
 from gpt2_variants.training import loop
 
 AUTO = ("--resume_from_checkpoint", "auto")
-
-
-def record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def rates(folder: Path) -> dict[int, float]:

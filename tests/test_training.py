@@ -24,8 +24,10 @@ from conftest import (
     launch,
     metrics,
     python_program,
+    record,
     run_to_end,
     train,
+    wait_for_steps,
     wait_until,
     zero,
 )
@@ -42,10 +44,6 @@ FLOAT32 = {"bf16": {"enabled": False}}
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
-
-
-def record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -544,7 +542,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     assert [code for code, _ in whole] == [0, 0], whole
     folder = tmp_path / "part"
     processes = launch(2, [*options, "--output_dir", str(folder)])
-    wait_until(lambda: lines_of_metrics(folder) >= 3, processes[0])
+    wait_for_steps(processes[0], folder, 3)
     processes[1].send_signal(signal.SIGTERM)
     results = finish(processes)
     assert [code for code, _ in results] == [143, 143], results
@@ -554,11 +552,6 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_run_goes_on_bit_for_bit(tiny_
     again = finish(launch(2, [*options, "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]))
     assert [code for code, _ in again] == [0, 0], again
     assert metrics(folder) == metrics(tmp_path / "whole")
-
-
-def lines_of_metrics(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def two_ranks_by_the_launcher() -> list[str]:
@@ -590,7 +583,7 @@ def end_of_a_long_run(folder, tiny_run, act):
         start_new_session=True,
     )
     try:
-        wait_until(lambda: lines_of_metrics(folder) >= 3, runner)
+        wait_for_steps(runner, folder, 3)
         launcher = psutil.Process(runner.pid).children()[0]
         ranks = sorted(launcher.children(), key=lambda p: p.environ()["RANK"])
         assert len(ranks) == 2

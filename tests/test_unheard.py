@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import signal
@@ -11,17 +10,14 @@ import sys
 import termios
 
 import pytest
-from conftest import ROOT, launch, metrics, patience, train, wait_for_steps
+from conftest import ROOT, launch, metrics, patience, record, train, wait_for_steps
 
 from gpt2_variants import signals
+from gpt2_variants.steady_output import goes_on_unheard
 from gpt2_variants.training import loop
 
 MORE = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 ENDLESS = ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
-
-
-def record(folder) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 @pytest.mark.parametrize("number", MORE)
@@ -131,8 +127,6 @@ def test_a_full_disk_is_no_lost_reader(tmp_path):
 
 def test_streams_that_others_have_put_there_stay(capsys):
     before = sys.stdout, sys.stderr
-    from gpt2_variants.steady_output import goes_on_unheard
-
     with goes_on_unheard():
         assert (sys.stdout, sys.stderr) == before
         print("kept")
